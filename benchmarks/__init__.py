@@ -1,0 +1,1 @@
+"""Measurements, one module each: `scripts/bench NAME`."""

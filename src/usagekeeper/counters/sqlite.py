@@ -1,0 +1,690 @@
+"""Counters in one SQLite file, exact between all processes of a host that open it. No server.
+
+The file is their own, beside the records and never among them: SQLite has one writer a file. Each
+operation runs behind an exclusive flock on `<path>.lock`, because SQLite's own way of waiting lets
+a process starve for half a second. Nobody waits for that lock beyond a deadline, and never on an
+event loop: whoever stops while holding it costs the others `StoreUnavailable`, not their time.
+
+What was counted survives kill -9 of any process; a power failure may take back the last seconds.
+The file must lie on a local disk.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sqlite3
+import struct
+import threading
+from asyncio import get_running_loop
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from hashlib import blake2b
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Final
+
+from usagekeeper.counters.base import judge
+from usagekeeper.errors import ConfigurationError, StoreUnavailable
+from usagekeeper.values import ALLOCATE, SECOND, Charge, Limits, Operation, Spends, Words
+
+try:
+    from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
+except ImportError:  # pragma: no cover  (not a Unix system: said by the constructor)
+    flock, LOCK_EX, LOCK_NB, LOCK_UN = None, 0, 0, 0  # type: ignore[assignment,misc]
+
+_DEADLINE: Final = 0.05
+"""Seconds that a decision may wait."""
+_LOOP_PATIENCE: Final = 0.0002
+"""Seconds that an event loop may wait: as a rule the lock is held for 10 us."""
+
+
+class SqliteCounters:
+    """Counts in the file at *path*, made absolute at once; the first `apply` in a process opens it.
+
+    All objects of a process for one path share one connection. *deadline*: how many seconds an
+    operation waits for other processes and threads before it raises `StoreUnavailable`. After a
+    missed deadline, and after any failure of the file, operations raise it at once for 50 ms, then
+    twice as long each time up to a second, until one that tries again succeeds.
+
+    Rows whose limits are whole again are given back as new ones come, four looked at for each new
+    one: the file never holds more than one and a half times the rows that are in use at a time (in
+    use: until a second after the limits are whole, and until the look comes round to them).
+
+    A file that was deleted or replaced (with its -wal and -shm) is noticed within a second of use,
+    and counting goes on in what is there then; while the folder is missing, nothing is available.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, deadline: float = _DEADLINE) -> None:
+        if flock is None:  # pragma: no cover
+            raise ConfigurationError("counters in SQLite need flock, which this system does not have: use memory://")
+        if not 0 < deadline < threading.TIMEOUT_MAX:
+            raise ConfigurationError(f"the deadline of counters is a number of seconds above 0, not {deadline!r}")
+        self.path = Path(os.path.realpath(path))  # two names of one file are locked by one name
+        self.deadline = deadline
+        self._file: _File | None = None
+
+    def __repr__(self) -> str:
+        return f"SqliteCounters({str(self.path)!r})"
+
+    def apply(self, operation: Operation) -> Spends:
+        """See `Counters.apply`. Several charges are one transaction: all of it is kept or nothing."""
+        file = self.opened()
+        seen = file.ask()
+        spends = file.attempt(operation, self.deadline, seen)
+        if spends is None:
+            raise file.missed(self.deadline, seen)
+        return spends
+
+    def close(self) -> None:
+        """See `Counters.close`; lets go for all objects of this process that count in the file."""
+        self.opened().close()
+
+    def drop(self) -> None:
+        """See `Counters.drop`. Hooks do it on every fork that Python knows of."""
+        self._file = None
+        _forget(self.path)
+
+    def async_half(self) -> AsyncSqliteCounters:
+        """The sibling for event loops, counting in the same file."""
+        return AsyncSqliteCounters(self)
+
+    def check(self) -> None:
+        """Raise `ConfigurationError` unless this process can write, or make, the file; makes nothing."""
+        folder = self.path.parent
+        if not folder.is_dir():
+            raise ConfigurationError(f"counters cannot be kept in {self.path}: there is no folder {folder}")
+        if self.path.is_dir():
+            raise ConfigurationError(f"counters cannot be kept in {self.path}: it is a folder")
+        for place, mode in ((folder, os.W_OK | os.X_OK), (self.path, os.R_OK | os.W_OK)):
+            if place.exists() and not os.access(place, mode):
+                raise ConfigurationError(f"counters cannot be kept in {self.path}: {place} is not writable")
+
+    def opened(self) -> _File:
+        """The file as this process has it."""
+        file = self._file
+        if file is None or file.process != os.getpid():
+            file = self._file = _shared(self.path)
+        return file
+
+
+class AsyncSqliteCounters:
+    """`SqliteCounters` for event loops: tries for 0.2 ms, then waits in a thread, as does the opening.
+
+    A task that is cancelled while it waits is charged or not, never half.
+    """
+
+    def __init__(self, counters: SqliteCounters) -> None:
+        self._counters = counters
+
+    def apply(self, operation: Operation) -> Spends | Awaitable[Spends]:
+        """See `AsyncCounters.apply`."""
+        file = self._counters.opened()
+        seen = file.ask()
+        if file.connection is not None:
+            spends = file.attempt(operation, 0 if file.napping else _LOOP_PATIENCE, seen)
+            if spends is not None:
+                return spends
+        deadline = self._counters.deadline
+        loop = get_running_loop()
+        return loop.run_in_executor(
+            _THREADS.pool, file.attempt_later, operation, monotonic() + deadline, deadline, seen
+        )
+
+
+def open_sqlite(url: str) -> SqliteCounters:
+    """The counters of ``sqlite:///relative.db`` or ``sqlite:////absolute.db``."""
+    path = url.removeprefix("sqlite:///")
+    if path == url or not path or "?" in path or path.startswith(":memory:"):
+        raise ConfigurationError(
+            f"counters {url!r} name no file: write sqlite:///relative.db or sqlite:////absolute.db,"
+            " without options; memory:// counts in this process alone"
+        )
+    return SqliteCounters(path)
+
+
+# -- rows ----------------------------------------------------------------------------------------
+
+_LONGEST_KEY: Final = 48
+_LEAST: Final = -(1 << 63)
+_MOST: Final = (1 << 63) - 1
+_ID: Final = 8
+
+
+class _Layout:
+    """How the rows of one policy are written: under which keys, and which word belongs to what.
+
+    A row tells what it holds: the number of its limits, of each its id and how many words it has,
+    then the words. So counts are found again when limits were added, removed or put in another
+    order. Limits that only another process knows (during a deployment) follow in the same form and
+    are handed on unread.
+    """
+
+    __slots__ = ("empty", "expires", "ids", "label", "prefix", "size", "sizes", "words")
+
+    def __init__(self, limits: Limits) -> None:
+        parts = [part.encode("utf-8", "surrogatepass") for part in limits.head]
+        self.label = bytes([len(parts)]) + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+        self.ids = limits.ids
+        self.sizes = limits.sizes
+        self.prefix = _described(limits.ids, limits.sizes)
+        self.words = struct.Struct(f"<{limits.size}q")
+        self.size = len(self.prefix) + self.words.size
+        self.empty = (0,) * limits.size
+        self.expires = limits.expires
+
+    def key(self, value: str) -> bytes:
+        """One key for each (head, value), and for no other: the head tells its parts and their lengths."""
+        key = self.label + value.encode("utf-8", "surrogatepass")
+        if len(key) <= _LONGEST_KEY:
+            return key
+        return b"\xff" + blake2b(key, digest_size=16).digest()  # no head has 255 parts
+
+    def read(self, state: bytes) -> tuple[Words, bytes]:
+        """The words of these limits, 0 where the row does not know one; and what belongs to others."""
+        if state.startswith(self.prefix) and len(state) >= self.size:
+            return self.words.unpack_from(state, len(self.prefix)), state[self.size :]
+        known = _taken_apart(state)
+        words = b"".join(
+            found if len(found := known.pop(limit, b"")) == 8 * size else bytes(8 * size)
+            for limit, size in zip(self.ids, self.sizes, strict=True)
+        )
+        rest = _described(tuple(known), [len(words) // 8 for words in known.values()])
+        return self.words.unpack(words), b"".join((rest, *known.values())) if known else b""
+
+    def write(self, words: Words, rest: bytes) -> bytes:
+        """The row as bytes; a number beyond 64 bits stops at their end."""
+        try:
+            return self.prefix + self.words.pack(*words) + rest
+        except struct.error:
+            return self.prefix + self.words.pack(*(max(_LEAST, min(word, _MOST)) for word in words)) + rest
+
+
+def _described(ids: Sequence[bytes], sizes: Sequence[int]) -> bytes:
+    limits = (limit + bytes([size]) for limit, size in zip(ids, sizes, strict=True))
+    return len(ids).to_bytes(2, "big") + b"".join(limits)
+
+
+def _taken_apart(state: bytes) -> dict[bytes, bytes]:
+    """The words of every limit in a row, by its id; of a damaged row what can be told."""
+    known: dict[bytes, bytes] = {}
+    while state:
+        count = int.from_bytes(state[:2], "big")
+        words = 2 + count * (_ID + 1)
+        for at in range(2, min(words, len(state)), _ID + 1):
+            size = 8 * int.from_bytes(state[at + _ID : at + _ID + 1], "big")
+            known.setdefault(state[at : at + _ID], state[words : words + size])
+            words += size
+        state = state[words:]
+    return known
+
+
+_LAYOUTS: Final[dict[Limits, _Layout]] = {}
+_FEW_LAYOUTS: Final = 4096
+
+
+def _layout(limits: Limits) -> _Layout:
+    if len(_LAYOUTS) >= _FEW_LAYOUTS:  # limits made per subject: compiled again, never piled up
+        _LAYOUTS.clear()
+    layout = _LAYOUTS[limits] = _Layout(limits)
+    return layout
+
+
+# -- the file in this process --------------------------------------------------------------------
+
+_SWEEP_EACH: Final = 8
+_SWEPT: Final = 4 * _SWEEP_EACH
+"""Rows looked at, each time: while a pass goes over n rows at most n/3 new ones come, so n <= used + n/3."""
+_LOG: Final = 4096
+"""Writes after which the write-ahead log is emptied (8 MiB): fsyncs of 1-50 ms, too long for a request."""
+_QUICK: Final = 0.01
+_REMEMBERED: Final = 4096
+_FORK_PATIENCE: Final = 1.0
+_SHORTEST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 1.0
+_REPLACED: Final = 3
+"""Tries to find the files in place that were just opened."""
+
+_Found = tuple[_Layout, bytes, Words, bytes | None, int]
+"""Layout, key, words, what belongs to others (None: the row is new), when the row may be forgotten."""
+
+
+class _File:
+    """One connection and one lock file, used by one thread of one process at a time."""
+
+    _run: Callable[..., sqlite3.Cursor]
+    _fetch: Callable[[], tuple[bytes, int] | None]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.process = os.getpid()
+        self.connection: sqlite3.Connection | None = None
+        self.napping = False
+        """Somebody of this process is waiting for another one."""
+        self._fd = -1
+        self._file: os.stat_result | None = None
+        self._lock = threading.Lock()  # a flock belongs to the open file: threads have to take turns
+        self._tidying = threading.Lock()
+        # The lock file tells who had the lock last. While that was always this one, the rows are as it left them:
+        # that spares a fifth of a decision.
+        self._me = b""
+        self._rows: dict[bytes, _Found] = {}
+        self._looked = 0
+        self._inserted = 0
+        self._written = 0
+        self._misses = 0
+        self._again = 0.0
+        self._why = ""
+
+    # -- within reach or not ------------------------------------------------------------------------
+
+    def ask(self) -> int:
+        """Failures so far. Raises at once while the file is out of reach, but for one try after each pause."""
+        misses = self._misses
+        if misses:
+            now = monotonic()
+            if now < self._again:
+                raise StoreUnavailable(self._why)
+            self._again = now + _pause(misses)
+        return misses
+
+    def missed(self, deadline: float, seen: int) -> StoreUnavailable:
+        """The error of an operation that waited in vain."""
+        return self._failed(f"the lock was not free within {deadline * 1000:g} ms", seen)
+
+    def _failed(self, why: str, seen: int) -> StoreUnavailable:
+        self._why = f"counters in {self.path} are unavailable: {why}"
+        if self._misses == seen:  # of all that failed together, one counts
+            self._misses = seen + 1
+            self._again = monotonic() + _pause(seen + 1)
+        return StoreUnavailable(self._why)
+
+    # -- one operation ------------------------------------------------------------------------------
+
+    def attempt(self, operation: Operation, patience: float, seen: int) -> Spends | None:
+        """The answer; None when others held the lock for all of *patience* seconds."""
+        try:
+            if not self._enter(operation.now, patience):
+                return None
+            try:
+                spends = self._count(operation)
+            except BaseException:
+                self._shut()  # undoes what was not committed
+                raise
+            finally:
+                self._leave()
+        except (sqlite3.Error, OSError) as error:
+            raise self._failed(_sentence(error), seen) from error
+        self._misses = 0
+        return spends
+
+    def attempt_later(self, operation: Operation, ends: float, deadline: float, seen: int) -> Spends:
+        """`attempt` in a thread, until *ends*; at once when the file got out of reach before its turn."""
+        if self._misses > seen:
+            raise StoreUnavailable(self._why)
+        spends = self.attempt(operation, max(0.0, ends - monotonic()), seen)
+        if spends is None:
+            raise self.missed(deadline, seen)
+        return spends
+
+    def _count(self, operation: Operation) -> Spends:
+        if os.pread(self._fd, 8, 0) != self._me:
+            self._rows.clear()
+            os.pwrite(self._fd, self._me, 0)
+        charges = operation.charges
+        if len(charges) == 1 and operation.kind == ALLOCATE:
+            # One policy applies to most requests: what `judge` would say, without its lists.
+            row = self._find(charges[0])
+            words = charges[0].limits.allocate(row[2], operation.now, charges[0].cost)
+            if words is not None and row[3] is not None:
+                self._write(row, words)  # a statement is a transaction, and nobody else can write meanwhile
+                return Spends(operation.now, False, [True], [words])
+            found = [row]
+        else:
+            found = [self._find(charge) for charge in charges]
+        spends, after = judge(operation, [row[2] for row in found])
+        if after is not None:
+            self._run("BEGIN IMMEDIATE")
+            for row, kept in zip(found, after, strict=True):
+                if kept is not row[2]:
+                    self._write(row, kept)
+                    if row[3] is None:
+                        self._grown(operation.now)
+            self._run("COMMIT")
+        return spends
+
+    def _find(self, charge: Charge) -> _Found:
+        layout = _LAYOUTS.get(charge.limits) or _layout(charge.limits)
+        key = layout.key(charge.value)
+        known = self._rows.get(key)
+        if known is not None and known[0] is layout:
+            return known
+        self._run(_SELECT, (key,))
+        found = self._fetch()
+        if found is None:
+            return layout, key, layout.empty, None, 0
+        state, expires = found
+        words, rest = layout.read(state)
+        row = (layout, key, words, rest, expires)
+        self._remember(row)
+        return row
+
+    def _remember(self, row: _Found) -> None:
+        if len(self._rows) >= _REMEMBERED:
+            self._rows.clear()
+        self._rows[row[1]] = row
+
+    def _write(self, row: _Found, words: Words) -> None:
+        layout, key, _, rest, expires = row
+        until = layout.expires(words)
+        if rest and expires > until:
+            until = expires
+        if not 0 <= until <= _MOST:
+            until = max(0, min(until, _MOST))
+        self._run(_INSERT if rest is None else _UPDATE, (layout.write(words, rest or b""), until, key))
+        self._remember((layout, key, words, rest or b"", until))
+        self._written += 1
+        if self._written >= _LOG:
+            self._written = 0
+            with suppress(RuntimeError):  # the interpreter is ending: closing empties the log as well
+                _THREADS.pool.submit(self._tidy)
+
+    def _grown(self, now: int) -> None:
+        """Give back dead rows among the next ones, in the order of their keys."""
+        self._inserted += 1
+        if self._inserted % _SWEEP_EACH != 1:
+            return
+        (start,) = self._run("SELECT after FROM swept").fetchone()
+        last = self._run(_SELECT_LAST, (start, _SWEPT - 1)).fetchone()
+        if last is None:
+            self._run("DELETE FROM counts WHERE key > ? AND expires <= ?", (start, now))
+        else:
+            self._run("DELETE FROM counts WHERE key > ? AND key <= ? AND expires <= ?", (start, *last, now))
+        self._run("UPDATE swept SET after = ?", last or (b"",))
+        self._rows.clear()
+
+    # -- the locks, and what is open under them ---------------------------------------------------
+
+    def _enter(self, now: int, patience: float) -> bool:
+        """Take the lock of the threads and that of the processes, and open what is not; or give up."""
+        ends = 0.0
+        if not self._lock.acquire(False):
+            ends = monotonic() + patience
+            if not self._lock.acquire(timeout=patience):
+                return False
+        try:
+            if self.connection is not None and -SECOND < now - self._looked < SECOND:
+                try:
+                    flock(self._fd, _TRY)
+                    return True
+                except BlockingIOError:
+                    pass
+            for _ in range(_REPLACED):
+                if self._fd < 0:
+                    self._fd = os.open(_lock_path(self.path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                if not self._seize(patience, ends):
+                    break
+                if self.connection is not None and -SECOND < now - self._looked < SECOND:
+                    return True
+                if self._in_place():
+                    self._looked = now
+                    if self.connection is None:
+                        self._open()
+                    return True
+                self._shut()
+        except BaseException:
+            self._shut()
+            self._lock.release()
+            raise
+        self._lock.release()
+        return False
+
+    def _seize(self, patience: float, ends: float) -> bool:
+        """The lock of the processes: tried eagerly, then between short naps."""
+        naps = 0.0
+        try:
+            while True:
+                try:
+                    flock(self._fd, _TRY)
+                    return True
+                except BlockingIOError:
+                    now = monotonic()
+                if not naps:
+                    naps = now + _EAGER
+                    ends = ends or now + patience
+                if now >= ends:
+                    return False
+                if now < naps:
+                    _yield()
+                else:
+                    self.napping = True
+                    sleep(_NAP)
+        finally:
+            self.napping = False
+
+    def _leave(self) -> None:
+        try:
+            if self._fd >= 0:
+                flock(self._fd, LOCK_UN)
+        finally:
+            self._lock.release()
+
+    def _in_place(self) -> bool:
+        """Whether the paths still name what is open: a deleted file would be counted in unseen."""
+        try:
+            if not os.path.samestat(os.fstat(self._fd), os.stat(_lock_path(self.path))):
+                return False
+            return self._file is None or os.path.samestat(self._file, os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def _open(self) -> None:
+        connection = _connected(self.path, "rwc")
+        cursor = connection.cursor()
+        self._run, self._fetch = cursor.execute, cursor.fetchone
+        self._file = os.stat(self.path)
+        self._me = os.urandom(8)
+        self.connection = connection
+
+    def _shut(self) -> None:
+        """Close what is open; the lock of the processes goes with its file."""
+        connection, fd = self.connection, self._fd
+        self.connection, self._file, self._fd = None, None, -1
+        self._rows.clear()
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
+        if fd >= 0:
+            with suppress(OSError):
+                flock(fd, LOCK_UN)  # said, because a child that was forked unseen may have the file open too
+            os.close(fd)
+
+    def _tidy(self) -> None:
+        """In a thread: move the write-ahead log into the file while others go on counting, then start it anew."""
+        with self._tidying, suppress(sqlite3.Error, OSError), closing(_connected(self.path, "rw")) as connection:
+            connection.execute(_CHECKPOINT)
+            began = monotonic()
+            connection.execute(_CHECKPOINT)  # what came meanwhile: about as much as is left for the next step
+            if monotonic() - began > _QUICK or not self._lock.acquire(timeout=_DEADLINE):
+                return
+            try:
+                if self.connection is not None and self._seize(_DEADLINE, 0.0):
+                    # The log starts anew when all of it is on disk, so everybody has to wait for that. Where it
+                    # takes long the log rather grows on, until a better moment or its largest size.
+                    try:
+                        connection.execute(_CHECKPOINT)
+                        connection.execute(f"PRAGMA user_version = {_VERSION}")
+                    finally:
+                        flock(self._fd, LOCK_UN)
+            finally:
+                self._lock.release()
+
+    # -- closing and forking --------------------------------------------------------------------------
+
+    def close(self) -> None:
+        with self._tidying, self._lock:
+            self._shut()
+            self._misses = 0
+
+    def pause(self) -> bool:
+        """Before a fork: close everything and let nobody in; False when somebody does not come out."""
+        if not self._tidying.acquire(timeout=_FORK_PATIENCE):
+            return False
+        if not self._lock.acquire(timeout=_FORK_PATIENCE):
+            self._tidying.release()
+            return False
+        self._shut()
+        return True
+
+    def resume(self) -> None:
+        self._lock.release()
+        self._tidying.release()
+
+    def forget(self) -> None:
+        """In a child: what was inherited is never used or closed again."""
+        if self.connection is not None:
+            # A reference that nobody gives back: closing would touch the parent's log, also at the very end.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.connection))
+        if self._fd >= 0 and self.process != os.getpid():
+            # Does not unlock: the parent has the same file open. But were the parent killed while it holds the
+            # lock, nobody else could ever have it.
+            os.close(self._fd)
+
+
+_TRY: Final = LOCK_EX | LOCK_NB
+_yield: Final[Callable[[], object]] = getattr(os, "sched_yield", lambda: sleep(0))
+_EAGER: Final = 5e-5
+"""Seconds during which only the processor is offered to others between two tries."""
+_NAP: Final = 5e-5
+"""Seconds, to which Linux adds as many. Longer naps starve: where processes queue, one try in twenty succeeds."""
+
+
+def _pause(misses: int) -> float:
+    return min(_SHORTEST_PAUSE * 2.0 ** min(misses - 1, 10), _LONGEST_PAUSE)
+
+
+def _lock_path(path: Path) -> str:
+    return f"{path}.lock"
+
+
+# -- all files of this process ---------------------------------------------------------------------
+
+
+class _Threads:
+    """Where waiting is done for event loops. Threads start when there is something to wait for."""
+
+    pool = ThreadPoolExecutor(4, "usagekeeper-counters")
+
+
+_THREADS: Final = _Threads()
+_FILES: Final[dict[Path, _File]] = {}
+_paused: Final[dict[int, list[_File]]] = {}
+"""By thread that is about to fork: the files it has closed."""
+
+
+def _shared(path: Path) -> _File:
+    file = _FILES.get(path)
+    if file is not None and file.process == os.getpid():
+        return file
+    _forget(path)
+    return _FILES.setdefault(path, _File(path))
+
+
+def _forget(path: Path) -> None:
+    file = _FILES.pop(path, None)
+    if file is not None:
+        file.forget()
+
+
+# SQLite keeps the file locks of a process in tables of its own. A forked child inherits the tables and not the
+# locks, so that the parent, when it closes, deletes the log under the child, which goes on counting in a file that
+# nobody sees. Therefore nothing is open while Python forks.
+
+
+def _before_fork() -> None:
+    _paused[threading.get_ident()] = [file for file in list(_FILES.values()) if file.pause()]
+
+
+def _after_fork_in_parent() -> None:
+    for file in _paused.pop(threading.get_ident(), ()):
+        file.resume()
+
+
+def _after_fork_in_child() -> None:
+    _paused.clear()
+    _THREADS.pool = ThreadPoolExecutor(4, "usagekeeper-counters")
+    for path in list(_FILES):
+        _forget(path)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+# -- the file itself -----------------------------------------------------------------------------
+
+_OWNER: Final = 0x75736B63
+"""SQLite's application_id of our counters: "uskc"."""
+_VERSION: Final = 1
+_SCHEMA: Final = (
+    "CREATE TABLE counts (key BLOB PRIMARY KEY, state BLOB NOT NULL, expires INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE swept (after BLOB NOT NULL)",
+    "INSERT INTO swept VALUES (x'')",
+    f"PRAGMA application_id = {_OWNER}",
+    f"PRAGMA user_version = {_VERSION}",
+)
+_CHECKPOINT: Final = "PRAGMA wal_checkpoint(PASSIVE)"
+_SELECT: Final = "SELECT state, expires FROM counts WHERE key = ?"
+_SELECT_LAST: Final = "SELECT key FROM counts WHERE key > ? ORDER BY key LIMIT 1 OFFSET ?"
+_INSERT: Final = "INSERT OR REPLACE INTO counts (state, expires, key) VALUES (?, ?, ?)"
+_UPDATE: Final = "UPDATE counts SET state = ?, expires = ? WHERE key = ?"
+
+
+def _connected(path: Path, mode: str) -> sqlite3.Connection:
+    # Only who opens may have to wait for SQLite itself: another process closes without our lock when it ends.
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?mode={mode}", uri=True, timeout=_DEADLINE, isolation_level=None, check_same_thread=False
+    )
+    try:
+        _prepare(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    run = connection.execute
+    run("PRAGMA page_size = 2048")  # a write logs a page; twenty limits still fit into a row of this one
+    run("PRAGMA synchronous = OFF")  # others wait while a file is made; what is lost with it was not there before
+    (owner,) = run("PRAGMA application_id").fetchone()
+    (version,) = run("PRAGMA user_version").fetchone()
+    new = not owner and not run("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if not new and owner != _OWNER:
+        raise sqlite3.DatabaseError("the file belongs to another application, counters need one of their own")
+    if version > _VERSION:
+        raise sqlite3.DatabaseError(
+            f"a newer usagekeeper wrote the file (version {version}, this one knows {_VERSION})"
+        )
+    if run("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+        raise sqlite3.OperationalError("the file lies where SQLite cannot share a write-ahead log")
+    run(f"PRAGMA wal_autocheckpoint = {16 * _LOG}")  # its largest size: 128 MiB
+    if new:
+        run("BEGIN IMMEDIATE")
+        for statement in _SCHEMA:
+            run(statement)
+        run("COMMIT")
+    run("PRAGMA synchronous = NORMAL")
+    run("PRAGMA busy_timeout = 0")
+
+
+_HINTS: Final = {
+    sqlite3.SQLITE_NOTADB: "; it is no SQLite file: name another one, or move it away",
+    sqlite3.SQLITE_CORRUPT: "; it is damaged: move it away with its -wal and -shm, counts start anew then",
+}
+
+
+def _sentence(error: Exception) -> str:
+    code = getattr(error, "sqlite_errorcode", None)
+    return str(error) + (_HINTS.get(code & 0xFF, "") if code is not None else "")

@@ -1,0 +1,237 @@
+"""What a client is told: rate-limit headers, refusals and the decision that handlers of exceptions see.
+
+Headers follow draft-ietf-httpapi-ratelimit-headers-10 (`RateLimit`, `RateLimit-Policy`, structured fields of RFC 9651)
+and the older X-RateLimit trio; refusals are problem details (RFC 9457). Everything that does not depend on the request
+is rendered once, at start-up.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final, Literal, NamedTuple
+
+from usagekeeper.exchange import HeaderList, Refusal
+from usagekeeper.limits import LimitSet, charged_standing, standing, whole_at
+from usagekeeper.values import ENFORCE, SECOND, SHADOW, Charge, Spend, Spends, Words
+
+HeaderStyle = Literal["both", "ietf", "legacy", "none"]
+OnRefusal = Callable[["Decision"], Mapping[str, Any] | str | bytes]
+
+POLICY_HEADER: Final = "RateLimit-Policy"
+LIMIT_HEADER: Final = "RateLimit"
+LEGACY_HEADERS: Final = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
+HEADER_NAMES: Final = frozenset(name.lower() for name in (POLICY_HEADER, LIMIT_HEADER, *LEGACY_HEADERS))
+RAW_HEADER_NAMES: Final = frozenset(name.encode() for name in HEADER_NAMES)
+
+_LISTED: Final = 10
+"""Limits that the headers list at most: long headers cost every client, and servers bound them."""
+
+_PROBLEMS: Final[Mapping[str, tuple[int, str, str]]] = {
+    # reason: status, problem type, title. The first two types are those of the rate-limit draft, section 6.
+    "quota-exceeded": (429, "https://iana.org/assignments/http-problem-types#quota-exceeded", "Quota exceeded"),
+    "counters-unavailable": (
+        503,
+        "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
+        "Temporary reduced capacity",
+    ),
+}
+
+
+class Decision(NamedTuple):
+    """Why a request or a charge was refused; everything a client is told derives from it."""
+
+    status: int
+    reason: str
+    detail: str
+    subject: str | None = None
+    violated: tuple[str, ...] = ()
+    retry_after: int | None = None
+    """Whole seconds, rounded up; None when waiting does not help."""
+    remaining: int | None = None
+    renews_at: float | None = None
+    """Epoch seconds."""
+
+    def problem(self) -> dict[str, Any]:
+        """The body as problem details."""
+        phrase = HTTPStatus(self.status).phrase
+        _, kind, title = _PROBLEMS.get(self.reason, (self.status, "about:blank", phrase))
+        body: dict[str, Any] = {"type": kind, "title": title, "status": self.status, "detail": self.detail}
+        if self.violated:
+            body["violated-policies"] = list(self.violated)
+        if kind == "about:blank":
+            body["reason"] = self.reason
+        return body
+
+
+class HeaderForm:
+    """The rate-limit headers of one list of charges, rendered as far as start-up allows."""
+
+    __slots__ = (
+        "_faces",
+        "_limits",
+        "_listed",
+        "_policy",
+        "_raw_limits",
+        "_raw_policy",
+        "_raw_template",
+        "_style",
+        "_swift",
+        "_template",
+    )
+
+    def __init__(self, sets: Sequence[LimitSet | None], style: HeaderStyle) -> None:
+        # Aligned with the charges of a request; None where a charge is not shown to clients.
+        self._style = style
+        faces = [face for row, limits in enumerate(sets) if limits for face in limits.faces(row)]
+        shown = [pair for limits in sets if limits for pair in zip(limits.names, limits.rates, strict=True)]
+        listed = list(zip(shown, faces, strict=True))[:_LISTED]
+        policy = ", ".join(f"{quoted(name)};q={rate.count};w={rate.seconds}" for (name, rate), _ in listed)
+        self._template = ", ".join(
+            f"{quoted(name).replace('%', '%%')};r=%d;t={'1' if face[-1] else '%d'}" for (name, _), face in listed
+        )
+        self._raw_template = self._template.encode()
+        self._policy = (POLICY_HEADER, policy)
+        self._raw_policy = (POLICY_HEADER.lower().encode(), policy.encode())
+        self._limits = [(LEGACY_HEADERS[0], str(rate.count)) for _, rate in shown]
+        self._raw_limits = [(LEGACY_HEADERS[0].lower().encode(), b"%d" % rate.count) for _, rate in shown]
+        self._faces = tuple(faces)
+        self._swift = all(limits is None or (limits.mode == ENFORCE and limits.plain) for limits in sets)
+        self._listed = sum(1 if face[-1] else 2 for _, face in listed)
+
+    def raw(self, rows: Sequence[Words], now: int, *, charged: bool = False) -> HeaderList:
+        """Headers for ASGI; *charged* if the rows were charged at this very moment."""
+        stand = charged_standing if charged and self._swift else standing
+        told, remaining, position = stand(self._faces, rows, now)
+        if self._style == "legacy":
+            return [
+                self._raw_limits[position],
+                (b"x-ratelimit-remaining", b"%d" % remaining),
+                (b"x-ratelimit-reset", b"%d" % whole_at(self._faces[position], rows, now)),
+            ]
+        limit = (b"ratelimit", self._raw_template % tuple(told[: self._listed]))
+        if self._style == "ietf":
+            return [self._raw_policy, limit]
+        return [
+            self._raw_policy,
+            limit,
+            self._raw_limits[position],
+            (b"x-ratelimit-remaining", b"%d" % remaining),
+            (b"x-ratelimit-reset", b"%d" % whole_at(self._faces[position], rows, now)),
+        ]
+
+    def text(self, rows: Sequence[Words], now: int, *, charged: bool = False) -> list[tuple[str, str]]:
+        """Headers for WSGI; *charged* if the rows were charged at this very moment."""
+        stand = charged_standing if charged and self._swift else standing
+        told, remaining, position = stand(self._faces, rows, now)
+        headers: list[tuple[str, str]] = []
+        if self._style != "legacy":
+            headers = [self._policy, (LIMIT_HEADER, self._template % tuple(told[: self._listed]))]
+        if self._style != "ietf":
+            headers += (
+                self._limits[position],
+                (LEGACY_HEADERS[1], str(remaining)),
+                (LEGACY_HEADERS[2], str(whole_at(self._faces[position], rows, now))),
+            )
+        return headers
+
+    def refused(self, rows: Sequence[Words], now: int, longest: Spend) -> HeaderList:
+        """Headers of a refusal: the older ones speak of the limit that keeps the client waiting longest."""
+        headers = [pair for pair in self.raw(rows, now) if not pair[0].startswith(b"x-")]
+        if self._style != "ietf":
+            values = (longest.limit, longest.remaining, seconds(now + longest.reset_after))
+            headers += [
+                (name.lower().encode(), b"%d" % value) for name, value in zip(LEGACY_HEADERS, values, strict=True)
+            ]
+        return headers
+
+
+def quoted(name: str) -> str:
+    """*name* as a structured-field string (RFC 9651, 3.3.3): ASCII, quotes escaped, everything else as %XX."""
+    plain = "".join(char if " " <= char <= "~" else _percent(char) for char in name)
+    return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _percent(char: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "replace"))
+
+
+def refuse(charges: Sequence[Charge], spends: Spends, subject: str | None) -> tuple[Decision, Spend]:
+    """The decision on a refused operation, and the limit that keeps the client waiting longest."""
+    violated: list[Spend] = []
+    for charge, row in zip(charges, spends.rows, strict=True):
+        limits = charge.limits
+        if limits.mode == "enforce" and isinstance(limits, LimitSet):
+            violated += [spend for spend in limits.read(row, spends.now, charge.cost) if not spend.allowed]
+    longest = max(violated, key=_wait)
+    wait = longest.retry_after
+    decision = Decision(
+        429,
+        "quota-exceeded",
+        _told(longest, wait),
+        subject,
+        tuple(spend.name for spend in violated),
+        None if wait is None else max(1, seconds(wait), seconds(longest.more_after)),
+        longest.remaining,
+        None if wait is None else (spends.now + wait) / SECOND,
+    )
+    return decision, longest
+
+
+def _wait(spend: Spend) -> float:
+    return float("inf") if spend.retry_after is None else spend.retry_after
+
+
+def _told(spend: Spend, wait: int | None) -> str:
+    if wait is None:
+        return f"This request costs more than the limit {spend.name} of {spend.limit} ever allows."
+    return f"The limit {spend.name} of {spend.limit} is used up."
+
+
+def over(charge: Charge, row: Words, now: int) -> tuple[str, ...]:
+    """Names of the limits of a shadow or soft charge that did not fit."""
+    limits = charge.limits
+    if not isinstance(limits, LimitSet):
+        return ()
+    if limits.mode == SHADOW:
+        return tuple(spend.name for spend in limits.read(row, now, charge.cost) if not spend.allowed)
+    return limits.passed(row, now)
+
+
+def tightest(charges: Sequence[Charge], spends: Spends) -> Spend | None:
+    """The limit with the fewest units left, of those that clients are told about."""
+    shown = [
+        spend
+        for charge, row in zip(charges, spends.rows, strict=True)
+        if isinstance(charge.limits, LimitSet) and charge.limits.mode != SHADOW
+        for spend in charge.limits.read(row, spends.now)
+    ]
+    return min(shown, key=lambda spend: spend.remaining, default=None)
+
+
+def seconds(microseconds: int) -> int:
+    """Whole seconds, rounded up."""
+    return -(-microseconds // SECOND)
+
+
+def refusal(decision: Decision, headers: HeaderList, on_refusal: OnRefusal | None) -> Refusal:
+    """The answer to a refused request."""
+    content_type, body = _body(decision, on_refusal)
+    own: HeaderList = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+    if decision.retry_after is not None:
+        own.append((b"retry-after", b"%d" % decision.retry_after))
+    if decision.status == 401:
+        own.append((b"www-authenticate", b'ApiKey realm="usage"'))
+    return Refusal(decision.status, own + headers, body)
+
+
+def _body(decision: Decision, on_refusal: OnRefusal | None) -> tuple[bytes, bytes]:
+    if on_refusal is None:
+        return b"application/problem+json", json.dumps(decision.problem()).encode()
+    body = on_refusal(decision)
+    if isinstance(body, bytes):
+        return b"application/octet-stream", body
+    if isinstance(body, str):
+        return b"text/plain; charset=utf-8", body.encode()
+    return b"application/json", json.dumps(dict(body)).encode()

@@ -1,0 +1,59 @@
+"""Finds the framework behind an application, and its routes, without importing one that is not in use."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from typing import Any, Final
+
+from usagekeeper.routes import Template
+
+_LOG: Final = logging.getLogger("usagekeeper")
+
+_FRAMEWORKS: Final = {
+    "fastapi": "usagekeeper.fastapi",
+    "starlette": "usagekeeper.starlette",
+    "flask": "usagekeeper.flask",
+}
+_DEEPEST: Final = 32
+
+
+def discover(candidates: Iterable[Any]) -> list[Template]:
+    """The routes of the first of *candidates*, or of what it wraps, that belongs to a framework we know.
+
+    A framework that has changed under us costs its labels, never a request.
+    """
+    for candidate in candidates:
+        for application in _layers(candidate):
+            module = _module_of(application)
+            if module is not None:
+                try:
+                    templates: list[Template] = import_module(module).templates(application)
+                except Exception:  # private shapes of frameworks move; requests must not fail for a label
+                    _LOG.warning(
+                        "cannot read the routes of %r: records show our own patterns", application, exc_info=True
+                    )
+                    return []
+                return templates
+    return []
+
+
+def _layers(application: Any) -> Iterator[Any]:
+    """*application* and, from outside in, the middlewares around it."""
+    for _ in range(_DEEPEST):
+        if application is None:
+            return
+        yield application
+        bound = getattr(application, "__self__", None)  # app.wsgi_app is a method of its application
+        application = bound if bound is not None else getattr(application, "app", None)
+
+
+def _module_of(application: Any) -> str | None:
+    if not hasattr(application, "routes") and not hasattr(application, "url_map"):
+        return None
+    for base in type(application).__mro__:
+        framework = base.__module__.partition(".")[0]
+        if framework in _FRAMEWORKS:
+            return _FRAMEWORKS[framework]
+    return None

@@ -1,0 +1,378 @@
+"""Matches, identifies, prices and decides; the drivers do the waiting. Pure: no clock, no storage, no await.
+
+The request path is flat on purpose: plans are compiled once, and what a request needs is a handful of calls on them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any, Final
+
+from usagekeeper.decisions import Decision, HeaderForm, HeaderStyle, OnRefusal, over, refusal, refuse
+from usagekeeper.errors import ConfigurationError
+from usagekeeper.exchange import Refusal, Request, header_key
+from usagekeeper.identity import Identity, Rejection
+from usagekeeper.limits import LimitSet
+from usagekeeper.policies import Line, OnOutage, Policy, RoutePlan
+from usagekeeper.proxies import ClientOf, peer_of
+from usagekeeper.records import (
+    ALLOWED,
+    OVER,
+    REFUSED,
+    SHADOWED,
+    UNMETERED,
+    Serials,
+    authorization,
+    encode_bounded,
+    redact_query,
+    redact_url,
+)
+from usagekeeper.routes import Match, Rest, Route, RouteTable, Template, specific
+from usagekeeper.ticket import Ticket
+from usagekeeper.values import SHADOW, Charge, Operation, Spends
+
+METHODS: Final = frozenset(
+    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY")
+)  # fmt: skip
+"""Methods that HTTP knows; others share the name "_OTHER", so that no client can invent labels."""
+OTHER: Final = "_OTHER"
+
+_REMEMBERED: Final = 2048
+"""Paths in one generation of the cache; longer ones than the next figure are not remembered."""
+_LONGEST: Final = 256
+_PREFLIGHT: Final = header_key("access-control-request-method")
+_DELICATE = re.compile(r"[?@#]")
+_DELICATE_RAW = re.compile(rb"[?@#]")
+
+
+class Engine:
+    """The rules of one keeper, compiled."""
+
+    def __init__(
+        self,
+        *,
+        application: str,
+        routes: Sequence[Route],
+        whitelist: Sequence[Route],
+        policies: Sequence[Policy],
+        identity: Identity,
+        client_of: ClientOf,
+        exempt: Callable[[Request], bool] | None = None,
+        headers: HeaderStyle = "both",
+        on_refusal: OnRefusal | None = None,
+        on_outage: OnOutage = "allow",
+    ) -> None:
+        self.application = application
+        self.serials = Serials()
+        self._client_of = client_of
+        self._direct = client_of is peer_of
+        self._exempt = exempt
+        self._style: HeaderStyle = headers
+        self._on_refusal = on_refusal
+        self.lines = tuple(
+            Line(policy, application=application, identity=identity, client_of=client_of, on_outage=on_outage)
+            for policy in policies
+        )
+        self.anybody = Line(
+            Policy("-"), application=application, identity=identity, client_of=client_of, on_outage=on_outage
+        )
+        self._routes = tuple(routes)
+        for line in self.lines:
+            _reachable(line, self._routes)
+        self._entries: tuple[Route, ...] = (
+            *whitelist,
+            *routes,
+            *(route for line in self.lines for route in line.routes),
+        )
+        self._whitelisted = len(whitelist)
+        self._owners = [line for line in self.lines for _ in line.routes]
+        self.install(())
+
+    def install(self, templates: Sequence[Template]) -> None:
+        """Compile the framework's own *templates* into the table, so that refused requests have their label too."""
+        self._table = RouteTable(self._entries, templates)
+        self._leaves: dict[Any, dict[str, RoutePlan | None]] = {}
+        self._recent: dict[str | tuple[str, str], dict[str, RoutePlan | None]] = {}
+        self._older: dict[str | tuple[str, str], dict[str, RoutePlan | None]] = {}
+
+    # -- which plan -----------------------------------------------------------------------------------------------
+
+    def find(self, method: str, path: str, root: str = "") -> RoutePlan | None:
+        """What to do with a request, None when it is not watched; *path* is below the mount *root*."""
+        try:
+            return self._recent[(root, path) if root else path][method]
+        except KeyError:
+            leaf = self._leaf(path, root)
+            return leaf[method] if method in leaf else leaf[OTHER]
+
+    def _leaf(self, path: str, root: str) -> dict[str, RoutePlan | None]:
+        key = (root, path) if root else path
+        leaf = self._recent.get(key) or self._older.get(key)
+        if leaf is None:
+            leaf = self._compiled(self._table.match(path, root))
+        if len(root) + len(path) <= _LONGEST:
+            if len(self._recent) >= _REMEMBERED:  # two generations: bounded, and dropping one costs nothing per path
+                self._older, self._recent = self._recent, {}
+            self._recent[key] = leaf
+        return leaf
+
+    def _compiled(self, match: Match) -> dict[str, RoutePlan | None]:
+        """The plans of all methods for one combination of matching patterns; combinations are few, paths are not."""
+        leaf = self._leaves.get(match)
+        if leaf is None:
+            if len(self._leaves) >= _REMEMBERED:
+                self._leaves = {}
+            leaf = self._leaves[match] = {method: self._plan(match, method) for method in (*METHODS, OTHER)}
+        return leaf
+
+    def _plan(self, match: Match, method: str) -> RoutePlan | None:
+        entries = [(at, self._entries[at]) for at in match.entries if self._entries[at].covers(method)]
+        if match.exact and any(at < self._whitelisted for at, _ in entries):
+            return None
+        first = self._whitelisted + len(self._routes)
+        if self._routes and not any(self._whitelisted <= at < first for at, _ in entries):
+            return None
+        owners = {id(self._owners[at - first]) for at, _ in entries if at >= first}
+        lines = [line for line in self.lines if id(line) in owners]
+        patterns = sorted((route for at, route in entries if at >= self._whitelisted), key=specific)
+        ours = patterns[0].pattern if patterns else None
+        return RoutePlan(
+            method=method,
+            label=self._table.label(match, method) if self._table.templates else ours,
+            lines=lines,
+            positions=self._positions(match, patterns),
+            exempt=self._exempt,
+            style=self._style,
+        )
+
+    def _positions(self, match: Match, patterns: Sequence[Route]) -> Mapping[str, int]:
+        """Where path parameters are; the framework's own names win over those of ever less specific patterns."""
+        positions: dict[str, int] = {}
+        for route in reversed(patterns):
+            positions.update(route.parameters)
+        for at in reversed(match.templates):
+            positions.update(self._table.templates[at].parameters)
+        return positions
+
+    # -- what it costs and whether it may -------------------------------------------------------------------------
+
+    def price(self, ticket: Ticket) -> Operation | None:
+        """What to ask the counters: nothing when the request is exempt, unlimited or (see `refusal`) rejected."""
+        plan, request = ticket.plan, ticket.request
+        if plan.positions:
+            request.positions = plan.positions
+        if plan.straight is not None:
+            read, limits, cost = plan.straight
+            value = read(request)
+            if value.__class__ is str:
+                ticket.subject, ticket.kind = value, limits.kind
+                ticket.charges = charges = [Charge(limits, value, cost)]
+                ticket.form = plan.form
+                return Operation(charges, ticket.at)
+        return self._price(ticket, plan, request)
+
+    def _price(self, ticket: Ticket, plan: RoutePlan, request: Request) -> Operation | None:
+        """`price` for whatever is not straight."""
+        if (plan.exempt is not None and plan.exempt(request)) or (plan.method == "OPTIONS" and _preflight(request)):
+            ticket.exempt = True
+        if not plan.lines:
+            self._name(ticket)
+            return None
+        charges: list[Charge] = []
+        for position, line in enumerate(plan.lines):
+            value, limits = line.identify(request, ticket.found[position] if ticket.found else None)
+            if isinstance(value, Rejection):
+                if ticket.exempt or line.mode == SHADOW:
+                    continue
+                self._reject(ticket, value)
+                return None
+            if ticket.subject is None and value is not None:
+                ticket.subject, ticket.kind = value, limits.kind
+            if value is None or not line.limited or (line.exempt is not None and line.exempt(request)):
+                continue
+            charges.append(Charge(limits, value, line.price(request)))
+        if not charges or ticket.exempt:
+            return None
+        ticket.charges = charges
+        ticket.form = _form(ticket)
+        return Operation(charges, ticket.at)
+
+    def _name(self, ticket: Ticket) -> None:
+        value, limits = self.anybody.identify(ticket.request)
+        if isinstance(value, str):
+            ticket.subject, ticket.kind = value, limits.kind
+
+    def _reject(self, ticket: Ticket, rejection: Rejection) -> None:
+        decision = Decision(rejection.status, rejection.reason, rejection.detail)
+        ticket.reason = rejection.reason
+        ticket.refusal = refusal(decision, [], self._on_refusal)
+
+    def decide(self, ticket: Ticket, spends: Spends) -> Refusal | None:
+        """Read the counters' answer: None lets the request through."""
+        ticket.spends = spends
+        if not spends.refused:
+            return None
+        decision, longest = refuse(ticket.charges, spends, ticket.subject)
+        ticket.reason, ticket.violated = decision.reason, decision.violated
+        form = ticket.form
+        headers = form.refused(spends.rows, spends.now, longest) if form else []
+        ticket.refusal = refusal(decision, headers, self._on_refusal)
+        return ticket.refusal
+
+    def exceeded(self, ticket: Ticket, decision: Decision) -> Refusal:
+        """The answer when the handler's own charge was refused and it left that to us."""
+        ticket.reason, ticket.violated = decision.reason, decision.violated
+        ticket.refusal = refusal(decision, [], self._on_refusal)
+        return ticket.refusal
+
+    def outage(self, ticket: Ticket) -> Refusal | None:
+        """What the policies say to counters that do not answer: 503 when one of them denies."""
+        if not any(charge.limits in line.denies for line in ticket.plan.lines for charge in ticket.charges):
+            ticket.unmetered = True
+            ticket.charges = []
+            return None
+        ticket.reason = "counters-unavailable"
+        decision = Decision(503, ticket.reason, "Usage cannot be counted at the moment.", ticket.subject, retry_after=1)
+        ticket.refusal = refusal(decision, [], self._on_refusal)
+        return ticket.refusal
+
+    # -- what is said and kept ------------------------------------------------------------------------------------
+
+    def close(self, ticket: Ticket, now: int, *, aborted: bool = False) -> bytes:
+        """The finished exchange as an encoded record; *now* is the timer's, in nanoseconds."""
+        request, plan, notes, began = ticket.request, ticket.plan, ticket.notes, ticket.began
+        protocol, query, peer, referer, credentials, kept = request.observed()
+        scheme, digest = _credentials(credentials) if credentials else (None, None)
+        method, spends = request.method, ticket.spends
+        if ticket.refusal is None and not ticket.unmetered and (spends is None or False not in spends.fits):
+            outcome, violated = ALLOWED, ticket.violated
+        else:
+            outcome, violated = _outcome(ticket)
+        return encode_bounded(
+            (
+                ticket.at,
+                self.serials.next(),
+                self.serials.process,
+                self.application,
+                method if method in METHODS else OTHER,
+                protocol,
+                request.path,
+                _queried(query) if query else "",
+                plan.label,
+                ticket.subject if notes is None or notes.subject is None else notes.subject,
+                ticket.kind if notes is None or notes.subject is None else "subject",
+                outcome,
+                ticket.reason,
+                violated,
+                plan.names,
+                _units(ticket, plan),
+                ticket.status,
+                aborted,
+                ticket.exception,
+                None if notes is None else notes.error_code,
+                (ticket.started - began) // 1000 if ticket.started else None,
+                (now - began) // 1000,
+                ticket.bytes_in,
+                ticket.bytes_out,
+                ticket.length,
+                ticket.mimetype,
+                _without_secrets(referer) if referer else None,
+                peer if self._direct else self._client_of(request),
+                scheme,
+                digest,
+                _NO_NOTES if notes is None else notes.metadata,
+                kept,
+            )
+        )
+
+
+_NO_NOTES: Final[Mapping[str, Any]] = {}
+
+
+def _preflight(request: Request) -> bool:
+    return isinstance(request.one(_PREFLIGHT.raw, _PREFLIGHT.environ), str)
+
+
+def _form(ticket: Ticket) -> HeaderForm | None:
+    plan = ticket.plan
+    if len(ticket.charges) == plan.limited:
+        return plan.form
+    return plan.form_of(tuple(charge.limits for charge in ticket.charges if isinstance(charge.limits, LimitSet)))
+
+
+def _credentials(value: str | bytes) -> tuple[str | None, str | None]:
+    return authorization(value.encode("latin-1", "replace") if isinstance(value, str) else value)
+
+
+def _queried(query: str | bytes) -> str:
+    return redact_query(query if isinstance(query, str) else query.decode("latin-1"))
+
+
+def _without_secrets(referer: str | bytes) -> str | bytes:
+    if isinstance(referer, bytes):
+        return redact_url(referer.decode("latin-1")) if _DELICATE_RAW.search(referer) else referer
+    return redact_url(referer) if _DELICATE.search(referer) else referer
+
+
+def _outcome(ticket: Ticket) -> tuple[str, tuple[str, ...]]:
+    if ticket.refusal is not None or (ticket.spends is not None and ticket.spends.refused):
+        return REFUSED, ticket.violated
+    if ticket.unmetered:
+        return UNMETERED, ()
+    spends = ticket.spends
+    if spends is None or all(spends.fits):
+        return ALLOWED, ()
+    names: tuple[str, ...] = ()
+    outcome = SHADOWED
+    for charge, fits, row in zip(ticket.charges, spends.fits, spends.rows, strict=True):
+        if not fits:
+            names += over(charge, row, spends.now)
+            if charge.limits.mode != "shadow":
+                outcome = OVER
+    return outcome, names
+
+
+def _units(ticket: Ticket, plan: RoutePlan) -> Any:
+    """What the request cost: of the first policy that charged, and what the handler added; 1 where none applies."""
+    if ticket.refusal is not None or ticket.exempt:
+        return 0
+    if plan.paid is not None:
+        if ticket.status not in plan.paid:
+            return 0
+    elif plan.pays is not None and not plan.pays(ticket.status):
+        return 0
+    units = ticket.charges[0].cost if ticket.charges else 1
+    return units if ticket.notes is None else units + ticket.notes.units
+
+
+def _reachable(line: Line, watched: Sequence[Route]) -> None:
+    if watched and not any(_overlap(route, other) for route in line.routes for other in watched):
+        patterns = ", ".join(f"{route.method} {route.pattern}" for route in line.routes)
+        seen = ", ".join(f"{route.method} {route.pattern}" for route in watched)
+        raise ConfigurationError(
+            f"policy {line.name!r} is for {patterns}, and none of these is watched: routes= has {seen}"
+        )
+
+
+def _overlap(one: Route, other: Route) -> bool:
+    """Whether some request falls under both."""
+    if not (one.covers(other.method) or other.covers(one.method) or other.method == "*"):
+        return False
+    for mine, yours in zip_longest(one.segments, other.segments):
+        if isinstance(mine, Rest) or isinstance(yours, Rest):
+            return True
+        if mine is None or yours is None or (isinstance(mine, str) and isinstance(yours, str) and mine != yours):
+            return False
+    return True
+
+
+def check_names(policies: Sequence[Policy]) -> None:
+    """Names are unique: they are part of every key and of what clients are told."""
+    names = [policy.name for policy in policies]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError(
+                f"two policies are called {name!r}: give each its own name, it is part of every key"
+            )

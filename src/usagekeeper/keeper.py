@@ -1,0 +1,154 @@
+"""The composition root: one keeper holds the rules, the counters, the store and the recorder of an application.
+
+Constructing one opens nothing and starts nothing; the first watched request of each process does. A forked child
+drops, never closes, what it inherited.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from usagekeeper.config import Options, Settings, read_settings
+from usagekeeper.counters import Counters, open_counters
+from usagekeeper.engine import Engine, check_names
+from usagekeeper.errors import ConfigurationError
+from usagekeeper.proxies import client_of
+from usagekeeper.recorder import Recorder
+from usagekeeper.stores import open_store
+from usagekeeper.stores.base import UsageStore
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+_LOG: Final = logging.getLogger("usagekeeper")
+
+
+class UsageKeeper:
+    """Knows, limits and records the use of one application.
+
+    *options* are those of the README's table. Raises `ConfigurationError` at once when one is wrong. Middlewares,
+    the command line and tests may share one keeper; apps that share a store and counters share limits when their
+    *application* is equal.
+    """
+
+    def __init__(self, **options: Unpack[Options]) -> None:
+        settings = read_settings(options)
+        self._settings = settings
+        self.application = settings.application
+        self.enabled = settings.enabled
+        self.policies = tuple(settings.all_policies())
+        check_names(self.policies)
+        self.clock = settings.clock
+        self.now: Callable[[], int] = time.time_ns
+        """The clock in nanoseconds since the epoch."""
+        self.timer: Callable[[], int] = time.perf_counter_ns
+        if settings.clock is not time.time:  # one clock for tests: durations follow it too
+            self.now = self.timer = lambda: round(settings.clock() * 1_000_000) * 1000
+        self.store: UsageStore = _opened(settings.store, "store", UsageStore, open_store)
+        self.counters: Counters = _opened(_beside(settings), "counters", Counters, open_counters)
+        self.recorder = Recorder(self.store, retention=settings.retention, clock=settings.clock)
+        self.epoch: object = None
+        """Replaced when the keeper takes up work in a process; drivers compare it."""
+        self.mark = f"usagekeeper.{id(self):x}"
+        self.engine()  # whatever is wrong with the rules is said here
+        _KEEPERS.add(self)
+
+    def engine(self) -> Engine:
+        """The rules, compiled anew: each middleware adds the routes of its own application."""
+        settings = self._settings
+        return Engine(
+            application=settings.application,
+            routes=settings.parsed_routes("routes"),
+            whitelist=settings.parsed_routes("whitelist"),
+            policies=self.policies,
+            identity=settings.parsed_identity(),
+            client_of=client_of(settings.trusted_proxies),
+            exempt=settings.exempt,
+            headers=settings.headers,
+            on_refusal=settings.on_refusal,
+            on_outage=settings.on_outage,
+        )
+
+    def start(self) -> None:
+        """Take up work in this process; the drivers call it before the first watched request."""
+        if self.epoch is None:
+            self.epoch = object()
+            atexit.register(_close, weakref.ref(self))
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Wait until every record made so far is in the store; False when that took longer than *timeout* seconds."""
+        return self.recorder.flush(timeout)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Write what is buffered and let go of files and connections; later use opens them again."""
+        self.recorder.close(timeout)
+        self.counters.close()
+        self.store.close()
+        self.epoch = None
+
+    def _drop(self) -> None:
+        """In a forked child: forget what belongs to the parent."""
+        self.epoch = None
+        self.recorder.drop()
+        self.counters.drop()
+        self.store.drop()
+
+
+def keeper_of(keeper: UsageKeeper | None, options: Options) -> UsageKeeper:
+    """The keeper that a middleware was given, or one built from its *options*."""
+    if keeper is None:
+        return UsageKeeper(**options)
+    if options:
+        raise ConfigurationError(
+            f"give either keeper= or options, not both: put {', '.join(sorted(options))} into UsageKeeper(...)"
+        )
+    if not isinstance(keeper, UsageKeeper):
+        raise ConfigurationError(f"keeper= is a UsageKeeper, not {keeper!r}")
+    return keeper
+
+
+def _opened(given: Any, option: str, protocol: Any, opener: Callable[[str], Any]) -> Any:
+    if isinstance(given, str):
+        opened = opener(given)
+        check = getattr(opened, "check", None)
+        if check is not None:
+            check()
+            _LOG.info("%s: %s", option, opened.path)
+        return opened
+    if isinstance(given, protocol):
+        return given
+    raise ConfigurationError(f'{option} is a URL such as "sqlite:///usagekeeper.db" or an object, not {given!r}')
+
+
+def _beside(settings: Settings) -> Any:
+    """Where "auto" counts: in a file of its own beside the store's, because SQLite has one writer a file."""
+    if settings.counters != "auto":
+        return settings.counters
+    store = settings.store
+    if isinstance(store, str) and store.startswith("sqlite:///"):
+        path = Path(store.removeprefix("sqlite:///"))
+        return f"sqlite:///{path.with_name(path.stem + '.counters.db')}"
+    return "memory://"
+
+
+def _close(reference: weakref.ref[UsageKeeper]) -> None:
+    keeper = reference()
+    if keeper is not None:
+        keeper.close()
+
+
+def _after_fork() -> None:
+    for keeper in list(_KEEPERS):
+        keeper._drop()
+
+
+_KEEPERS: Final[weakref.WeakSet[UsageKeeper]] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,60 @@
+"""The state of one watched exchange, from its first byte to its record, in one small object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from usagekeeper.exchange import Refusal, Request
+from usagekeeper.values import Charge, Spends
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+    from usagekeeper.decisions import HeaderForm
+    from usagekeeper.policies import RoutePlan
+
+
+class Notes(msgspec.Struct):
+    """What the handler said about its request."""
+
+    units: int | Decimal = 0
+    error_code: str | None = None
+    subject: str | None = None
+    metadata: dict[str, Any] = {}
+
+
+class Ticket(msgspec.Struct):
+    """An exchange that is being watched. The drivers extend it with what they need to pass bytes on.
+
+    *at* is the wall clock in microseconds, *began* and *started* the timer in nanoseconds.
+    """
+
+    plan: RoutePlan
+    request: Request
+    at: int
+    began: int
+    subject: str | None = None
+    kind: str | None = None
+    charges: Sequence[Charge] = ()
+    found: Sequence[Any] | None = None
+    """Identities that were gathered before pricing, one per policy."""
+    form: HeaderForm | None = None
+    """How the client is told where it stands."""
+    spends: Spends | None = None
+    refusal: Refusal | None = None
+    reason: str | None = None
+    violated: tuple[str, ...] = ()
+    exempt: bool = False
+    unmetered: bool = False
+    status: int = 0
+    started: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    length: str | bytes | None = None
+    mimetype: str | bytes | None = None
+    exception: str | None = None
+    closed: bool = False
+    notes: Notes | None = None

@@ -1,0 +1,144 @@
+"""The public names: all of them resolve, each loads no more than it needs, and each says what it is."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import usagekeeper
+
+PACKAGE = Path(usagekeeper.__file__).parent
+DEFERRED = {"Body", "ClientAddress", "Cookie", "Everyone", "FirstOf", "Header", "Host", "PathParam", "Query", "Request"}
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The modules that a fresh interpreter has loaded after *statement*."""
+    script = f"import sys; bare = set(sys.modules); {statement}\nprint(*(set(sys.modules) - bare))"
+    return set(
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    )
+
+
+@pytest.mark.parametrize("name", usagekeeper.__all__)
+def test_a_public_name_resolves(name: str) -> None:
+    assert getattr(usagekeeper, name).__module__.startswith("usagekeeper.")
+
+
+def test_the_public_names_are_those_that_resolve() -> None:
+    homes = {name for names in usagekeeper._HOMES.values() for name in names}
+    assert usagekeeper.__all__ == sorted(
+        homes, key=lambda name: (name != name.capitalize() and name[0].islower(), name)
+    )
+
+
+def test_a_type_checker_sees_the_same_names() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    (checking,) = [node for node in tree.body if isinstance(node, ast.If)]
+    imported = {
+        (str(node.module).removeprefix("usagekeeper."), alias.name)
+        for node in checking.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert imported == {(home, name) for home, names in usagekeeper._HOMES.items() for name in names}
+
+
+def test_everything_public_can_be_imported_at_once() -> None:
+    names: dict[str, Any] = {}
+    exec("from usagekeeper import *", names)
+    assert set(usagekeeper.__all__) <= set(names)
+
+
+def test_the_names_are_listed_before_they_are_loaded() -> None:
+    assert set(usagekeeper.__all__) <= set(dir(usagekeeper))
+
+
+def test_a_name_is_loaded_once() -> None:
+    assert usagekeeper.Policy is usagekeeper.Policy
+    assert vars(usagekeeper)["Policy"] is usagekeeper.Policy
+
+
+@pytest.mark.parametrize("name", ["Quota", "BearerClaim", "ApiKey", "policy", "__nothing__"])
+def test_an_unknown_name_is_an_attribute_error(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"module 'usagekeeper' has no attribute '{name}'"):
+        getattr(usagekeeper, name)
+
+
+def test_importing_the_package_loads_none_of_its_modules() -> None:
+    assert {name for name in loaded_by("import usagekeeper") if name.startswith("usagekeeper")} == {"usagekeeper"}
+
+
+def test_an_error_loads_nothing_but_errors() -> None:
+    loaded = loaded_by("from usagekeeper import ConfigurationError")
+    assert {name for name in loaded if name.startswith("usagekeeper")} == {"usagekeeper", "usagekeeper.errors"}
+
+
+@pytest.mark.parametrize("name", sorted({*usagekeeper.__all__} - {"UsageKeeper"}))
+def test_a_name_loads_no_framework_no_settings_and_no_backend(name: str) -> None:
+    loaded = loaded_by(f"from usagekeeper import {name}")
+    assert not {
+        one for one in loaded if one.partition(".")[0] in {"pydantic", "sqlite3", "asyncio", "flask", "fastapi"}
+    }
+
+
+@pytest.mark.parametrize("module", ["asgi", "wsgi"])
+def test_a_driver_loads_no_framework(module: str) -> None:
+    loaded = loaded_by(f"import usagekeeper.{module}")
+    assert not {one for one in loaded if one.partition(".")[0] in {"flask", "fastapi", "starlette", "werkzeug"}}
+
+
+def test_the_package_tells_its_version() -> None:
+    project = tomllib.loads((PACKAGE.parent.parent / "pyproject.toml").read_text())["project"]
+    assert usagekeeper.__version__ == project["version"] == version("usagekeeper")
+
+
+def test_the_package_is_typed() -> None:
+    assert (PACKAGE / "py.typed").exists()
+
+
+# -- what they say of themselves --------------------------------------------------------------------------------------
+
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__main__.py"
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_opens_with_a_sentence(name: str) -> None:
+    lines = (importlib.import_module(name).__doc__ or "").splitlines()
+    assert lines
+    assert lines[0].rstrip().endswith((".", "?", ":", ";", ",")) or len(lines[0]) > 60
+
+
+def public(module: ModuleType) -> list[tuple[str, Any]]:
+    """Public classes, functions and methods of *module*, by qualified name."""
+    found = []
+    for name, value in vars(module).items():
+        if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+            continue
+        if inspect.isfunction(value):
+            found.append((name, value))
+        if inspect.isclass(value):
+            found.append((name, value))
+            found += [(f"{name}.{at}", one) for at, one in vars(value).items() if described(at, one)]
+    return found
+
+
+def described(name: str, member: object) -> bool:
+    return not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property))
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if ".testing" not in name])
+def test_every_public_name_has_a_docstring(name: str) -> None:
+    silent = [at for at, value in public(importlib.import_module(name)) if not inspect.getdoc(value)]
+    assert silent == []
