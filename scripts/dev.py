@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # job: its file in requirements/, and the commands of Python; arguments go to the last one
 JOBS = {
     "demo": ("demo", ["-m usagekeeper demo"]),
-    "test": ("test", ["-m pytest --cov --cov-report=term"]),
+    "test": ("test", ["-m pytest --numprocesses=auto --cov --cov-report=term"]),
     "check": (
         "test",
         [

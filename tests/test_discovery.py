@@ -44,7 +44,11 @@ class Middleware:
         self.app = app
 
 
-FRAMEWORKS = [pytest.param(starlette, "/items/{id}"), pytest.param(fastapi, "/items/{id}"), pytest.param(flask, "/items/<id>")]
+FRAMEWORKS = [
+    pytest.param(starlette, "/items/{id}"),
+    pytest.param(fastapi, "/items/{id}"),
+    pytest.param(flask, "/items/<id>"),
+]
 
 
 def labels(*candidates: Any) -> list[str]:
@@ -98,7 +102,18 @@ class Closed:
         raise RuntimeError("working outside of a request")
 
 
-STRANGERS = [None, object(), len, lambda: None, Endless(), Anything(), Closed(), 5, functools.partial(len), Middleware(None)]
+STRANGERS = [
+    None,
+    object(),
+    len,
+    lambda: None,
+    Endless(),
+    Anything(),
+    Closed(),
+    5,
+    functools.partial(len),
+    Middleware(None),
+]
 
 
 @pytest.mark.parametrize("candidate", STRANGERS, ids=lambda candidate: type(candidate).__name__)

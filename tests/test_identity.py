@@ -188,6 +188,18 @@ def test_a_subject_that_looks_like_an_address_does_not_spend_what_that_address_h
     assert call().status == 200
 
 
+def test_a_policy_without_a_strategy_uses_the_default_one(call: Call[Any]) -> None:
+    own = Policy("own", identity=Query("c"), limits=["9/minute"])
+    call.behind(identity=Header("X-Customer"), policies=[Policy("p", limits=["1/minute"]), own])
+    assert call.statuses(2, target="/api/x?c=q", headers=ACME) == [200, 429]
+    assert call(target="/api/x?c=q", headers=[("x-customer", "other")]).record.subject == "other"
+
+
+def test_a_subject_is_one_subject_by_whatever_strategy_it_was_found(call: Call[Any]) -> None:
+    call.behind(policies=[Policy("p", identity=FirstOf(Query("c"), Header("X-Customer")), limits=["1/minute"])])
+    assert [call.status(target="/api/x?c=acme"), call.status(headers=ACME)] == [200, 429]
+
+
 def test_an_address_prefix_can_be_chosen(call: Call[Any]) -> None:
     limited(call, ClientAddress(prefix=48))
     assert call(client="2001:db8:1:2::3").record.subject == "2001:db8:1::/48"

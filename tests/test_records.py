@@ -40,6 +40,7 @@ from usagekeeper.records import (
 from usagekeeper.ticket import Ticket
 
 AT: Final = 1_700_000_000_000_000
+CUSTOMER: Final = Header("X-Customer")
 FIELDS: Final = UsageRecord.__struct_fields__
 
 
@@ -73,7 +74,7 @@ def rules(identity: Header | FirstOf) -> Engine:
 def closed(
     request: Request,
     *,
-    identity: Header | FirstOf = Header("X-Customer"),
+    identity: Header | FirstOf = CUSTOMER,
     notes: Mapping[str, Any] | None = None,
     units: Any = 0,
     error_code: str | None = None,

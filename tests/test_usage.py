@@ -2,6 +2,8 @@
 
 import asyncio
 import contextvars
+import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers import CLIENT, AsgiCall, Call, Down, Received, Reply, WsgiCall
-from usagekeeper import Header, Policy, Usage, UsageError, UsageRecord, current_usage
+from usagekeeper import Decision, Header, Policy, QuotaExceeded, Usage, UsageError, UsageRecord, current_usage
 from usagekeeper.records import REDACTED
 from usagekeeper.usage import amount_of
 
@@ -97,6 +99,19 @@ def test_a_thread_with_the_context_sees_its_request(call: Call[Any]) -> None:
         thread.join()
 
     assert doing(call, act).metadata == {"thread": True}
+
+
+def test_a_thread_without_the_context_sees_nothing(call: Call[Any]) -> None:
+    seen: list[bool] = []
+
+    def act(usage: Usage) -> None:
+        thread = threading.Thread(target=lambda: seen.append(current_usage().watched), **bare)
+        thread.start()
+        thread.join()
+
+    bare: dict[str, Any] = {"context": contextvars.Context()} if sys.version_info >= (3, 14) else {}
+    doing(call, act)
+    assert seen == [False]
 
 
 def test_a_task_sees_its_request() -> None:
@@ -229,6 +244,19 @@ def test_a_float_is_charged_as_it_is_written(amount: float) -> None:
 @given(amount=st.integers(0, 2**53 - 1))
 def test_an_int_is_charged_as_it_is(amount: int) -> None:
     assert amount_of(amount) == amount
+
+
+def test_an_exceeded_quota_that_the_handler_leaves_to_us_is_the_429(call: Call[Any]) -> None:
+    decision = Decision(429, "quota-exceeded", "Spent.", CLIENT, ("p-month",), 90, 0, 1.5)
+
+    def handler(received: Received) -> Reply:
+        raise QuotaExceeded("Spent.", decision=decision)
+
+    call.behind(handler, policies=[Policy("p", limits=["9/minute"])])
+    refused = call()
+    assert (refused.status, refused.one("retry-after")) == (429, "90")
+    assert json.loads(refused.body)["violated-policies"] == ["p-month"]
+    assert (refused.record.outcome, refused.record.units, refused.record.exception) == ("refused", 0, None)
 
 
 # -- saying -----------------------------------------------------------------------------------------------------------

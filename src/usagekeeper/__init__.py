@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from usagekeeper.stores.base import RecordQuery
     from usagekeeper.usage import Usage, current_usage
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"
 
 __all__ = [
     "Body",

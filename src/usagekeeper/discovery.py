@@ -24,18 +24,14 @@ def discover(candidates: Iterable[Any]) -> list[Template]:
 
     A framework that has changed under us costs its labels, never a request.
     """
-    for candidate in candidates:
-        for application in _layers(candidate):
-            module = _module_of(application)
-            if module is not None:
-                try:
+    try:
+        for candidate in candidates:
+            for application in _layers(candidate):
+                if (module := _module_of(application)) is not None:
                     templates: list[Template] = import_module(module).templates(application)
-                except Exception:  # private shapes of frameworks move; requests must not fail for a label
-                    _LOG.warning(
-                        "cannot read the routes of %r: records show our own patterns", application, exc_info=True
-                    )
-                    return []
-                return templates
+                    return templates
+    except Exception:  # private shapes of frameworks move, and proxies object to being looked at
+        _LOG.warning("cannot read the application's routes: records show our own patterns", exc_info=True)
     return []
 
 

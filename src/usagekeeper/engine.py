@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
+from operator import itemgetter
 from typing import Any, Final
 
 from usagekeeper.decisions import Decision, HeaderForm, HeaderStyle, OnRefusal, over, refusal, refuse
@@ -20,6 +21,7 @@ from usagekeeper.proxies import ClientOf, peer_of
 from usagekeeper.records import (
     ALLOWED,
     OVER,
+    REDACTED,
     REFUSED,
     SHADOWED,
     UNMETERED,
@@ -29,7 +31,7 @@ from usagekeeper.records import (
     redact_query,
     redact_url,
 )
-from usagekeeper.routes import Match, Rest, Route, RouteTable, Template, specific
+from usagekeeper.routes import Match, Rest, Route, RouteTable, Template, canonical, specific
 from usagekeeper.ticket import Ticket
 from usagekeeper.values import SHADOW, Charge, Operation, Spends
 
@@ -38,6 +40,8 @@ METHODS: Final = frozenset(
 )  # fmt: skip
 """Methods that HTTP knows; others share the name "_OTHER", so that no client can invent labels."""
 OTHER: Final = "_OTHER"
+CLIENT_LEFT: Final = 499
+"""Recorded where a client left before any answer. It pays in full: whoever could leave for free would."""
 
 _REMEMBERED: Final = 2048
 """Paths in one generation of the cache; longer ones than the next figure are not remembered."""
@@ -45,6 +49,11 @@ _LONGEST: Final = 256
 _PREFLIGHT: Final = header_key("access-control-request-method")
 _DELICATE = re.compile(r"[?@#]")
 _DELICATE_RAW = re.compile(rb"[?@#]")
+
+
+_Leaf = dict[str, RoutePlan | None]
+"""The plan of each method."""
+_Leaves = dict[tuple[Match, tuple[int, ...], int], _Leaf]
 
 
 class Engine:
@@ -87,15 +96,16 @@ class Engine:
             *(route for line in self.lines for route in line.routes),
         )
         self._whitelisted = len(whitelist)
+        self._methods = METHODS | {route.method for route in self._entries if route.method != "*"} | {OTHER}
         self._owners = [line for line in self.lines for _ in line.routes]
         self.install(())
 
     def install(self, templates: Sequence[Template]) -> None:
         """Compile the framework's own *templates* into the table, so that refused requests have their label too."""
         self._table = RouteTable(self._entries, templates)
-        self._leaves: dict[Any, dict[str, RoutePlan | None]] = {}
-        self._recent: dict[str | tuple[str, str], dict[str, RoutePlan | None]] = {}
-        self._older: dict[str | tuple[str, str], dict[str, RoutePlan | None]] = {}
+        self._leaves: _Leaves = {}
+        self._older: dict[str | tuple[str, str], _Leaf] = {}
+        self._recent: dict[str | tuple[str, str], _Leaf] = {}
 
     # -- which plan -----------------------------------------------------------------------------------------------
 
@@ -105,29 +115,40 @@ class Engine:
             return self._recent[(root, path) if root else path][method]
         except KeyError:
             leaf = self._leaf(path, root)
+            method = method.upper()  # some frameworks do the same, so small letters dodge nothing
             return leaf[method] if method in leaf else leaf[OTHER]
 
-    def _leaf(self, path: str, root: str) -> dict[str, RoutePlan | None]:
+    def _leaf(self, path: str, root: str) -> _Leaf:
         key = (root, path) if root else path
-        leaf = self._recent.get(key) or self._older.get(key)
+        # Read in the opposite order of `install`: what it replaces meanwhile gets nothing of the table of before.
+        recent, leaves, table = self._recent, self._leaves, self._table
+        leaf = recent.get(key) or self._older.get(key)
         if leaf is None:
-            leaf = self._compiled(self._table.match(path, root))
+            leaf = self._compiled(table, leaves, path, root)
         if len(root) + len(path) <= _LONGEST:
-            if len(self._recent) >= _REMEMBERED:  # two generations: bounded, and dropping one costs nothing per path
-                self._older, self._recent = self._recent, {}
-            self._recent[key] = leaf
+            if len(recent) >= _REMEMBERED:  # two generations: bounded, and dropping one costs nothing per path
+                self._older, self._recent = recent, {}
+            else:
+                recent[key] = leaf
         return leaf
 
-    def _compiled(self, match: Match) -> dict[str, RoutePlan | None]:
+    def _compiled(self, table: RouteTable, leaves: _Leaves, path: str, root: str) -> _Leaf:
         """The plans of all methods for one combination of matching patterns; combinations are few, paths are not."""
-        leaf = self._leaves.get(match)
+        match = table.match(path, root)
+        # Patterns that hold the mount's prefix count its segments too.
+        inside = table.match(path).entries if root else match.entries
+        depth = len(canonical(root).split("/")) - 1 if root else 0
+        leaf = leaves.get((match, inside, depth))
         if leaf is None:
-            if len(self._leaves) >= _REMEMBERED:
-                self._leaves = {}
-            leaf = self._leaves[match] = {method: self._plan(match, method) for method in (*METHODS, OTHER)}
+            if len(leaves) >= _REMEMBERED:
+                leaves.clear()
+            leaf = {method: self._plan(table, match, method, inside, depth) for method in self._methods}
+            leaves[match, inside, depth] = leaf
         return leaf
 
-    def _plan(self, match: Match, method: str) -> RoutePlan | None:
+    def _plan(
+        self, table: RouteTable, match: Match, method: str, inside: tuple[int, ...], depth: int
+    ) -> RoutePlan | None:
         entries = [(at, self._entries[at]) for at in match.entries if self._entries[at].covers(method)]
         if match.exact and any(at < self._whitelisted for at, _ in entries):
             return None
@@ -135,26 +156,24 @@ class Engine:
         if self._routes and not any(self._whitelisted <= at < first for at, _ in entries):
             return None
         owners = {id(self._owners[at - first]) for at, _ in entries if at >= first}
-        lines = [line for line in self.lines if id(line) in owners]
-        patterns = sorted((route for at, route in entries if at >= self._whitelisted), key=specific)
-        ours = patterns[0].pattern if patterns else None
+        patterns = sorted(
+            ((specific(route), at, route) for at, route in entries if at >= self._whitelisted), key=itemgetter(0, 1)
+        )
+        positions: dict[str, int] = {}
+        for _, at, route in reversed(patterns):  # the more specific names win, and the framework's own over ours
+            skipped = 0 if at in inside else depth
+            positions.update({name: place - skipped for name, place in route.parameters.items() if place > skipped})
+        for at in reversed(match.templates):
+            positions.update(table.templates[at].parameters)
+        ours = patterns[0][2].pattern if patterns else None
         return RoutePlan(
             method=method,
-            label=self._table.label(match, method) if self._table.templates else ours,
-            lines=lines,
-            positions=self._positions(match, patterns),
+            label=table.label(match, method) if table.templates else ours,
+            lines=[line for line in self.lines if id(line) in owners],
+            positions=positions,
             exempt=self._exempt,
             style=self._style,
         )
-
-    def _positions(self, match: Match, patterns: Sequence[Route]) -> Mapping[str, int]:
-        """Where path parameters are; the framework's own names win over those of ever less specific patterns."""
-        positions: dict[str, int] = {}
-        for route in reversed(patterns):
-            positions.update(route.parameters)
-        for at in reversed(match.templates):
-            positions.update(self._table.templates[at].parameters)
-        return positions
 
     # -- what it costs and whether it may -------------------------------------------------------------------------
 
@@ -193,6 +212,7 @@ class Engine:
             if value is None or not line.limited or (line.exempt is not None and line.exempt(request)):
                 continue
             charges.append(Charge(limits, value, line.price(request)))
+            ticket.payer = ticket.payer or line
         if not charges or ticket.exempt:
             return None
         ticket.charges = charges
@@ -258,7 +278,7 @@ class Engine:
                 self.application,
                 method if method in METHODS else OTHER,
                 protocol,
-                request.path,
+                request.path if not plan.secrets else _hidden(request.path, plan.secrets),
                 _queried(query) if query else "",
                 plan.label,
                 ticket.subject if notes is None or notes.subject is None else notes.subject,
@@ -306,6 +326,14 @@ def _credentials(value: str | bytes) -> tuple[str | None, str | None]:
     return authorization(value.encode("latin-1", "replace") if isinstance(value, str) else value)
 
 
+def _hidden(path: str, positions: Sequence[int]) -> str:
+    segments = canonical(path).split("/")
+    for position in positions:
+        if position < len(segments):
+            segments[position] = REDACTED
+    return "/".join(segments)
+
+
 def _queried(query: str | bytes) -> str:
     return redact_query(query if isinstance(query, str) else query.decode("latin-1"))
 
@@ -338,10 +366,11 @@ def _units(ticket: Ticket, plan: RoutePlan) -> Any:
     """What the request cost: of the first policy that charged, and what the handler added; 1 where none applies."""
     if ticket.refusal is not None or ticket.exempt:
         return 0
-    if plan.paid is not None:
-        if ticket.status not in plan.paid:
+    payer = ticket.payer or plan
+    if payer.paid is not None:
+        if ticket.status not in payer.paid and ticket.status != CLIENT_LEFT:
             return 0
-    elif plan.pays is not None and not plan.pays(ticket.status):
+    elif payer.pays is not None and ticket.status != CLIENT_LEFT and not payer.pays(ticket.status):
         return 0
     units = ticket.charges[0].cost if ticket.charges else 1
     return units if ticket.notes is None else units + ticket.notes.units
@@ -369,10 +398,12 @@ def _overlap(one: Route, other: Route) -> bool:
 
 
 def check_names(policies: Sequence[Policy]) -> None:
-    """Names are unique: they are part of every key and of what clients are told."""
-    names = [policy.name for policy in policies]
+    """Names are unique, those of policies as part of every key, those of limits as what clients tell them apart by."""
+    _once("policies", [policy.name for policy in policies])
+    _once("limits", [name for policy in policies for name in LimitSet("", policy.name, policy.rates()).names])
+
+
+def _once(what: str, names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise ConfigurationError(
-                f"two policies are called {name!r}: give each its own name, it is part of every key"
-            )
+            raise ConfigurationError(f"two {what} are called {name!r}: give each its own name, clients are told it")

@@ -53,6 +53,7 @@ class UsageKeeper:
             self.now = self.timer = lambda: round(settings.clock() * 1_000_000) * 1000
         self.store: UsageStore = _opened(settings.store, "store", UsageStore, open_store)
         self.counters: Counters = _opened(_beside(settings), "counters", Counters, open_counters)
+        _apart(self.store, self.counters)
         self.recorder = Recorder(self.store, retention=settings.retention, clock=settings.clock)
         self.epoch: object = None
         """Replaced when the keeper takes up work in a process; drivers compare it."""
@@ -132,10 +133,20 @@ def _beside(settings: Settings) -> Any:
     if settings.counters != "auto":
         return settings.counters
     store = settings.store
-    if isinstance(store, str) and store.startswith("sqlite:///"):
-        path = Path(store.removeprefix("sqlite:///"))
-        return f"sqlite:///{path.with_name(path.stem + '.counters.db')}"
-    return "memory://"
+    if isinstance(store, str):
+        path = Path(store.removeprefix("sqlite:///")) if store.startswith("sqlite:///") else None
+    else:
+        path = getattr(store, "path", None)
+    return "memory://" if path is None else f"sqlite:///{path.with_name(path.stem + '.counters.db')}"
+
+
+def _apart(store: object, counters: object) -> None:
+    path = getattr(store, "path", None)
+    if path is not None and path == getattr(counters, "path", None):
+        raise ConfigurationError(
+            f"store and counters are both {path}, and a SQLite file has one writer: give each a file of its own,"
+            ' or leave counters out ("auto" puts them beside the store)'
+        )
 
 
 def _close(reference: weakref.ref[UsageKeeper]) -> None:

@@ -193,7 +193,7 @@ def standing(faces: Sequence[Face], rows: Sequence[Words], now: int) -> tuple[li
             if not quick:
                 told.append(0 if free == room else (step - free % step + _ROUND_UP) // SECOND)
         elif algorithm == _FIXED:
-            index = now // step
+            index = moment(words[at], now, step) // step
             remaining = max(0, room - words[at + 1]) if words[at] >= index else room
             told += (remaining, ((index + 1) * step - now + _ROUND_UP) // SECOND)
         else:
@@ -218,7 +218,7 @@ def charged_standing(faces: Sequence[Face], rows: Sequence[Words], now: int) -> 
         told.append(units)
         if not quick:
             if algorithm == _FIXED:
-                told.append((step - now % step + _ROUND_UP) // SECOND)
+                told.append(((rows[row][at] + 1) * step - now + _ROUND_UP) // SECOND)
             elif units < count:
                 told.append((rows[row][at] - now - room + (units + 1) * step + _ROUND_UP) // SECOND)
             else:
@@ -230,12 +230,12 @@ def whole_at(face: Face, rows: Sequence[Words], now: int) -> int:
     """When a limit is whole again, in epoch seconds, rounded up."""
     row, algorithm, at, step, room, count, _ = face
     if algorithm == _GCRA:
-        moment = min(max(now, rows[row][at]), now + room)
+        whole = min(max(now, rows[row][at]), now + room)
     elif algorithm == _FIXED:
-        moment = (now // step + 1) * step
+        whole = (moment(rows[row][at], now, step) // step + 1) * step
     else:
-        moment = now + _sliding(rows[row][at : at + 3], now, step, count)[2]
-    return (moment + _ROUND_UP) // SECOND
+        whole = now + _sliding(rows[row][at : at + 3], now, step, count)[2]
+    return (whole + _ROUND_UP) // SECOND
 
 
 def _sliding(words: Words, now: int, period: int, count: int) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ from usagekeeper.identity import Found, Identity, Rejection, Source, strategy
 from usagekeeper.limits import LimitSet
 from usagekeeper.proxies import ClientOf, address_key
 from usagekeeper.rates import Rate
+from usagekeeper.records import is_secret
 from usagekeeper.routes import Route
 from usagekeeper.values import ENFORCE, SHADOW, Mode
 
@@ -203,7 +204,7 @@ class RoutePlan:
 
     __slots__ = (
         "_forms", "asks", "body", "exempt", "form", "label", "limited", "lines", "method", "names", "paid", "pays",
-        "positions", "straight", "style",
+        "positions", "secrets", "straight", "style",
     )  # fmt: skip
 
     def __init__(
@@ -220,6 +221,7 @@ class RoutePlan:
         self.label = label
         self.lines = tuple(lines)
         self.positions = positions
+        self.secrets = tuple(place for name, place in positions.items() if is_secret(name))
         self.exempt = exempt
         self.style: HeaderStyle = style
         self.body = any(line.body for line in lines)

@@ -149,8 +149,7 @@ def read_gcra(name: str, rate: Rate, words: Words, now: int, cost: int) -> Spend
 def read_fixed(name: str, rate: Rate, words: Words, now: int, cost: int) -> Spend:
     """Where a fixed window stands: two words, the window's number and what was used in it."""
     period = rate.period
-    now = moment(words[0], now, period)
-    index = now // period
+    index = moment(words[0], now, period) // period
     used = words[1] if words[0] >= index else 0
     ends = (index + 1) * period - now
     allowed = not cost or used + cost <= rate.count

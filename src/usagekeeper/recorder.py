@@ -69,6 +69,13 @@ class Recorder:
     Records older than *retention* by *clock* are pruned. *timer* and *wait* serve retries.
     """
 
+    __slots__ = (
+        "__weakref__", "_batch", "_buffer", "_bytes_in", "_bytes_mark", "_bytes_out", "_clock", "_draining", "_dropped",
+        "_failures", "_flushes", "_idle", "_interval", "_last_error", "_make", "_max_bytes", "_max_records",
+        "_prune_at", "_records_mark", "_reported", "_retention", "_retry_at", "_said", "_start_at", "_starting",
+        "_store", "_timer", "_undecodable", "_unpruned", "_wait", "_worker", "_written",
+    )  # fmt: skip
+
     def __init__(
         self,
         store: UsageStore | Callable[[], UsageStore],
@@ -161,7 +168,7 @@ class Recorder:
                 worker = _Worker(self._run)
                 worker.start()
                 self._worker = worker
-        except RuntimeError:
+        except Exception:  # as a rule a RuntimeError
             self._start_at = self._timer() + 1.0
         finally:
             self._starting.release()
@@ -305,7 +312,7 @@ class Recorder:
             if left > 0 and pause <= 0:
                 return False
             if not done:
-                self._wait(min(self._retry_at - self._timer(), pause))
+                self._wait(max(min(self._retry_at - self._timer(), pause), 0))
         return True
 
     def close(self, timeout: float = 5.0) -> bool:

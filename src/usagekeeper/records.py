@@ -60,7 +60,7 @@ class UsageRecord(msgspec.Struct, frozen=True):
     violated: tuple[str, ...]
     """Names of the limits that refused, would have refused, or were passed."""
     policies: tuple[str, ...]
-    """Names of the policies that charged."""
+    """Names of the policies that apply."""
     units: int | Decimal
     """What the request cost: the policy's cost and what the handler charged; 0 when refused or free."""
     status: int

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from usagekeeper.decisions import HeaderForm
-    from usagekeeper.policies import RoutePlan
+    from usagekeeper.policies import Line, RoutePlan
 
 
 class Notes(msgspec.Struct):
@@ -39,6 +39,8 @@ class Ticket(msgspec.Struct):
     subject: str | None = None
     kind: str | None = None
     charges: Sequence[Charge] = ()
+    payer: Line | None = None
+    """The policy of the first charge, where it is not the only one."""
     found: Sequence[Any] | None = None
     """Identities that were gathered before pricing, one per policy."""
     form: HeaderForm | None = None

@@ -14,7 +14,8 @@ from usagekeeper.ticket import Notes, Ticket
 from usagekeeper.values import SECOND, Spend
 
 current: Final[ContextVar[Ticket | None]] = ContextVar("usagekeeper.ticket", default=None)
-"""The exchange being served. Set by the drivers outside the application, so it is seen from tasks and threads alike."""
+"""The exchange being served. Set by the drivers outside the application, so its tasks see it, and the threads that are
+given a copy of the context, as `asyncio.to_thread` and the frameworks do."""
 
 _MOST_NOTES: Final = 64
 

@@ -140,7 +140,8 @@ class _Watched(Ticket):
         self.started = self.driver.timer()
         self.length = told.get("content-length")
         self.mimetype = told.get("content-type")
-        self.expected = int(self.length) if self.length and str(self.length).isdigit() else -1
+        length = str(self.length)
+        self.expected = int(length) if length.isdecimal() and len(length) < 19 else -1
 
         def counted(data: bytes) -> None:
             self._count(data)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import CLIENT, AsgiCall, Call, Received, Reply, WsgiCall, hello, http_scope, receiver, wsgi_environ
-from usagekeeper import Header, Policy, current_usage
+from usagekeeper import Header, PathParam, Policy, current_usage
 
 TWO = Policy("two", limits=["2/minute"])
 
@@ -137,3 +137,21 @@ def test_a_mounted_wsgi_application_is_protected_by_patterns_with_and_without_it
         wsgi.exchange({**wsgi_environ("GET", "/api/x"), "SCRIPT_NAME": "/shop"})
         statuses.append(wsgi.last.status)
     assert statuses == [200, 429]
+
+
+TENANT = Policy("p", routes=["/shop/{tenant}/x"], identity=PathParam("tenant"), limits=["1/minute"])
+
+
+def test_a_path_parameter_below_the_prefix_of_an_asgi_mount_is_the_one_that_the_pattern_names(asgi: AsgiCall) -> None:
+    asgi.behind(policies=[TENANT])
+    for tenant in ("acme", "other"):
+        asgi.run(asgi.exchange(http_scope("GET", f"/shop/{tenant}/x", root_path="/shop"), receiver()))
+    assert [record.subject for record in asgi.fresh()] == ["acme", "other"]
+
+
+def test_a_path_parameter_below_the_prefix_of_a_wsgi_mount_is_the_one_that_the_pattern_names(wsgi: WsgiCall) -> None:
+    wsgi.behind(policies=[TENANT])
+    for tenant in ("acme", "other"):
+        wsgi.last = wsgi.last._replace(status=0)
+        wsgi.exchange({**wsgi_environ("GET", f"/{tenant}/x"), "SCRIPT_NAME": "/shop"})
+    assert [record.subject for record in wsgi.fresh()] == ["acme", "other"]

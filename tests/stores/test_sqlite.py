@@ -8,17 +8,16 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import usagekeeper.stores.sqlite as module
 from usagekeeper.errors import ConfigurationError, StoreUnavailable
-from usagekeeper.records import UsageRecord, decode, encode, encode_bounded
+from usagekeeper.records import UsageRecord, decode, encode_bounded
 from usagekeeper.stores import open_store
 from usagekeeper.stores.base import RecordQuery, UsageStore
 from usagekeeper.stores.sqlite import SqliteStore, check_writable, open_sqlite
@@ -51,7 +50,11 @@ def start(script: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 def finish(*processes: subprocess.Popen[str]) -> list[str]:
-    """What they wrote; all must end well."""
+    """What they write once they are let go; all must end well."""
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.stdin = None
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes)
     return outputs
@@ -142,7 +145,7 @@ def test_a_word_of_a_failed_batch_is_not_taken_for_known(store: SqliteStore) -> 
 @pytest.mark.parametrize("order", ["oldest", "newest"])
 def test_a_subject_is_read_through_its_index(store: SqliteStore, order: Any) -> None:
     asked = RecordQuery(subject="ada", since=START, until=START + SECOND, order=order)
-    statement, values = module._select(asked, None)
+    statement, values = module._select(asked, b"")
     with store._reader.opened() as connection:
         plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", {**values, "size": 10}).fetchall()
     assert [row[3] for row in plan] == ["SEARCH records USING INDEX records_subject (subject=? AND id>? AND id<?)"]
@@ -189,6 +192,7 @@ KINDS: dict[str, st.SearchStrategy[Any]] = {
 VALUES = st.tuples(*(KINDS.get(name, OPTIONAL) for name in UsageRecord.__struct_fields__))
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # forty fields take their time on a busy machine
 @given(st.lists(VALUES, min_size=1, max_size=4, unique_by=lambda values: values[:3]))
 def test_whatever_the_request_path_encodes_comes_back_from_the_file(
     tmp_path_factory: pytest.TempPathFactory, many: list[tuple[Any, ...]]
@@ -201,13 +205,6 @@ def test_whatever_the_request_path_encodes_comes_back_from_the_file(
     assert kept == [by_id[identity] for identity in sorted(by_id)]
     assert store.append(records) == 0
     store.close()
-
-
-@given(VALUES)
-def test_a_record_is_decoded_as_it_was_encoded(values: tuple[Any, ...]) -> None:
-    record = decode(encode_bounded(values))
-    again = tuple(getattr(record, name) for name in UsageRecord.__struct_fields__)
-    assert decode(encode(again)) == record or isinstance(record.units, Decimal)
 
 
 @pytest.mark.parametrize("length", ["²", "٣", "1" * 5000, "-5", "", "12 "])

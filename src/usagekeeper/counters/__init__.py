@@ -8,6 +8,7 @@ from typing import Final
 
 from usagekeeper.counters.base import AsyncCounters, Counters
 from usagekeeper.errors import ConfigurationError
+from usagekeeper.records import redact_url
 
 __all__ = ["AsyncCounters", "Counters", "open_counters"]
 
@@ -25,7 +26,7 @@ def open_counters(url: str) -> Counters:
         found = {entry.name: entry for entry in entry_points(group="usagekeeper.counters")}
         if scheme not in found:
             known = ", ".join(f"{name}://" for name in (*_SCHEMES, *found))
-            raise ConfigurationError(f"counters {url!r} cannot be opened: this version knows {known}")
+            raise ConfigurationError(f"counters {redact_url(url)!r} cannot be opened: this version knows {known}")
         opened: Counters = found[scheme].load()(url)
         return opened
     module, _, function = target.partition(":")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Final
 
 HOST: Final = "127.0.0.1"
-LIMIT: Final = "8/4 seconds"
+LIMIT: Final = "6/6 seconds"
 """What each customer of the sample API may do."""
-REPORT_COST: Final = 5
+REPORT_COST: Final = 3
 
 
 def store_url(folder: Path) -> str:

@@ -16,7 +16,7 @@ from usagekeeper.demo import LIMIT, REPORT_COST, store_url
 
 
 def cost(request: Request) -> int:
-    """A report costs as much as five other requests."""
+    """A report costs as much as three other requests."""
     return REPORT_COST if request.method == "POST" else 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ AGENT: Final = "usagekeeper-demo/"
 """How the User-Agent of these clients begins, so that their records can be told from those of others."""
 _PATIENCE: Final = 20.0
 """Seconds to wait for an answer."""
+_EMPTY: Final = re.compile(r";r=0;t=(\d+)", re.ASCII)
 
 Call = tuple[str, str]
 
 
 class Client(NamedTuple):
-    """Somebody who calls the API every *pause* seconds; a polite one also waits for as long as it is asked to."""
+    """Somebody who calls the API every *pause* seconds; a polite one waits for more when nothing is left."""
 
     name: str
     habit: str
@@ -31,12 +33,12 @@ class Client(NamedTuple):
 
 
 CLIENTS: Final = (
-    Client("acme", "waits when told", 0.3, [("GET", "/api/items/7")], {"X-Customer": "acme"}, polite=True),
+    Client("acme", "waits when 0 are left", 0.3, [("GET", "/api/items/7")], {"X-Customer": "acme"}, polite=True),
     Client("globex", "6 calls a second", 1 / 6, [("GET", "/api/items/8")], {"X-Customer": "globex"}),
     Client(
         "initech",
         "404s, reports, streams",
-        1.0,
+        1.5,
         [("GET", "/api/items/404"), ("POST", "/api/reports"), ("GET", "/api/stream"), ("GET", "/api/items/9")],
         {"X-Customer": "initech"},
     ),
@@ -87,7 +89,7 @@ class Traffic:
 
 
 def _call(port: int, client: Client, method: str, path: str, tally: Tally) -> float:
-    """One request over a connection of its own; returns the seconds that the answer asks to wait."""
+    """One request over a connection of its own; returns the seconds until there is more, where nothing is left."""
     connection = http.client.HTTPConnection(HOST, port, timeout=_PATIENCE)
     tally.sent += 1
     try:
@@ -105,4 +107,5 @@ def _call(port: int, client: Client, method: str, path: str, tally: Tally) -> fl
         tally.allowed += 1
     tally.answered += 1
     tally.left = answer.headers.get("X-RateLimit-Remaining", tally.left)
-    return float(answer.headers.get("Retry-After", 0))
+    empty = _EMPTY.search(answer.headers.get("RateLimit", ""))
+    return float(empty[1]) if empty else 0.0

@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 from typing import Final
 
 from usagekeeper.errors import ConfigurationError
+from usagekeeper.records import redact_url
 from usagekeeper.stores.base import RecordQuery, UsageStore
 
 __all__ = ["RecordQuery", "UsageStore", "open_store"]
@@ -25,7 +26,7 @@ def open_store(url: str) -> UsageStore:
         found = {entry.name: entry for entry in entry_points(group="usagekeeper.stores")}
         if scheme not in found:
             known = ", ".join(f"{name}://" for name in (*_SCHEMES, *found))
-            raise ConfigurationError(f"store {url!r} cannot be opened: this version knows {known}")
+            raise ConfigurationError(f"store {redact_url(url)!r} cannot be opened: this version knows {known}")
         make = found[scheme].load()
     else:
         module, _, function = target.partition(":")
