@@ -24,14 +24,17 @@ def discover(candidates: Iterable[Any]) -> list[Template]:
 
     A framework that has changed under us costs its labels, never a request.
     """
+    seen: object = None
     try:
         for candidate in candidates:
-            for application in _layers(candidate):
-                if (module := _module_of(application)) is not None:
-                    templates: list[Template] = import_module(module).templates(application)
+            for seen in _layers(candidate):
+                if (module := _module_of(seen)) is not None:
+                    templates: list[Template] = import_module(module).templates(seen)
                     return templates
     except Exception:  # private shapes of frameworks move, and proxies object to being looked at
-        _LOG.warning("cannot read the application's routes: records show our own patterns", exc_info=True)
+        _LOG.warning(
+            "cannot read the routes of a %s: records show our own patterns", type(seen).__name__, exc_info=True
+        )
     return []
 
 
