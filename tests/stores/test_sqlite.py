@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import usagekeeper.stores.sqlite as module
+import usagekeeper.stores.sqlite_rows as rows
 from usagekeeper.errors import ConfigurationError, StoreUnavailable
 from usagekeeper.records import UsageRecord, decode, encode_bounded
 from usagekeeper.stores import open_store
@@ -124,8 +125,8 @@ def test_repeated_texts_are_kept_once(store: SqliteStore, path: Path) -> None:
 
 
 def test_clients_cannot_use_up_the_words(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = {position: 40 if most > 10_000 else 20 for position, most in module._LIMITS.items()}
-    monkeypatch.setattr(module, "_LIMITS", few)
+    few = {position: 40 if most > 10_000 else 20 for position, most in rows._LIMITS.items()}
+    monkeypatch.setattr(rows, "_LIMITS", few)
     records = [make_record(n, user_agent=f"agent {n}", route=f"/route/{n}") for n in range(1, 101)]
     store.append(records)
     assert everything(store) == records
@@ -145,7 +146,7 @@ def test_a_word_of_a_failed_batch_is_not_taken_for_known(store: SqliteStore) -> 
 @pytest.mark.parametrize("order", ["oldest", "newest"])
 def test_a_subject_is_read_through_its_index(store: SqliteStore, order: Any) -> None:
     asked = RecordQuery(subject="ada", since=START, until=START + SECOND, order=order)
-    statement, values = module._select(asked, b"")
+    statement, values = rows.select(asked, b"")
     with store._reader.opened() as connection:
         plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", {**values, "size": 10}).fetchall()
     assert [row[3] for row in plan] == ["SEARCH records USING INDEX records_subject (subject=? AND id>? AND id<?)"]

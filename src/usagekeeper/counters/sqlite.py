@@ -556,8 +556,8 @@ _TRY: Final = LOCK_EX | LOCK_NB
 _yield: Final[Callable[[], object]] = getattr(os, "sched_yield", lambda: sleep(0))
 _EAGER: Final = 5e-5
 """Seconds during which only the processor is offered to others between two tries."""
-_NAP: Final = 5e-5
-"""Seconds, to which Linux adds as many. Longer naps starve: where processes queue, one try in twenty succeeds."""
+_NAP: Final = 1e-4
+"""Seconds, to which Linux adds half as many. Longer naps starve: in a crowd one try in twenty succeeds."""
 
 
 def _pause(misses: int) -> float:
