@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # job: its file in requirements/, and the commands of Python; arguments go to the last one
 JOBS = {
     "demo": ("demo", ["-m usagekeeper demo"]),
-    "test": ("test", ["-m pytest --numprocesses=auto --cov --cov-report=term"]),
+    "test": ("test", ["-m pytest --numprocesses=auto"]),
+    "coverage": ("test", ["-m pytest --numprocesses=auto --cov --cov-report=term"]),  # takes three times as long
     "check": (
         "test",
         [

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Pairs = Sequence[tuple[str, str]]
 TEXT: Pairs = (("content-type", "text/plain"),)
 CLIENT = "203.0.113.9"
+PATIENCE = 30.0
+"""Seconds after which something that should have happened is taken for broken, on any machine."""
 
 
 class Received(NamedTuple):
@@ -264,7 +266,13 @@ class AsgiCall(Call[AsgiApp]):
         return asgi.UsageMiddleware(app, keeper=keeper)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return self._runner.run(coroutine)
+        """What *coroutine* returns; one that waits for what never comes fails."""
+
+        async def bounded() -> T:
+            async with asyncio.timeout(PATIENCE):
+                return await coroutine
+
+        return self._runner.run(bounded())
 
     def _drive(
         self,

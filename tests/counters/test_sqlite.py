@@ -37,7 +37,7 @@ from usagekeeper.errors import ConfigurationError, StoreUnavailable
 from usagekeeper.limits import LimitSet
 from usagekeeper.rates import Rate
 from usagekeeper.testing.counters_suite import NOW, AsyncHalf, CountersSuite, awaited, remaining
-from usagekeeper.values import ADJUST, CHECK, SECOND, Charge, Operation, Words
+from usagekeeper.values import ADJUST, CHECK, SECOND, Charge, Operation, Spends, Words
 
 PATIENT = 60.0
 """A deadline that only a test that hangs would miss."""
@@ -302,7 +302,33 @@ def test_a_thread_waits_for_another_no_longer_than_its_deadline(counters: Sqlite
     assert left(counters) == [4]
 
 
-def test_a_waiting_loop_turns_on(path: Path, counters: SqliteCounters) -> None:
+def test_a_loop_is_held_up_by_the_first_of_many_that_wait(
+    path: Path, counters: SqliteCounters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = []
+    attempt = module._File.attempt
+
+    def noting(self: module._File, operation: Operation, patience: float, seen: int) -> Spends | None:
+        if threading.current_thread() is threading.main_thread():
+            waited.append(patience)
+        return attempt(self, operation, patience, seen)
+
+    async def many_at_once() -> list[object]:
+        half = counters.async_half()
+        return await asyncio.gather(*(awaited(half, ONE) for _ in range(4)), return_exceptions=True)
+
+    assert charge(counters)
+    monkeypatch.setattr(module._File, "attempt", noting)
+    with held(path):
+        assert {type(answer) for answer in asyncio.run(many_at_once())} == {StoreUnavailable}
+    assert waited == [module._LOOP_PATIENCE, 0, 0, 0]
+    counters.opened()._misses = 0
+    assert type(counters.async_half().apply(ONE)) is Spends
+    assert counters.opened().crowded == 0
+
+
+def test_a_waiting_loop_turns_on(path: Path) -> None:
+    counters = SqliteCounters(path, deadline=0.5)
     assert charge(counters)
 
     async def many_at_once() -> tuple[list[Any], int]:
@@ -324,6 +350,7 @@ def test_a_waiting_loop_turns_on(path: Path, counters: SqliteCounters) -> None:
         answers, turns = asyncio.run(many_at_once())
     assert {type(answer) for answer in answers} == {StoreUnavailable}
     assert turns > 50  # it would be two or three, had it waited itself
+    counters.close()
 
 
 def test_a_stopped_process_stops_nobody_else(path: Path, counters: SqliteCounters) -> None:
@@ -349,7 +376,7 @@ def test_a_cancelled_wait_leaves_the_lock_alone(path: Path, monkeypatch: pytest.
 
     async def cancelled(counters: SqliteCounters) -> None:
         waiting = [asyncio.create_task(awaited(counters.async_half(), ONE)) for _ in range(3)]
-        while not counters.opened().napping:
+        while not counters.opened()._lock.locked():
             await asyncio.sleep(0)
         for task in waiting:
             task.cancel()

@@ -29,7 +29,7 @@ from tests.helpers import (
     receiver,
     wsgi_environ,
 )
-from usagekeeper import Body, ClientAddress, Cookie, FirstOf, Header, Policy, Query, Rate, UsageKeeper, current_usage
+from usagekeeper import Body, ClientAddress, Cookie, FirstOf, Header, Policy, Query, Rate, current_usage
 from usagekeeper.counters.sqlite import SqliteCounters
 
 ONE = Policy("one", limits=["1/minute"])
@@ -161,59 +161,44 @@ def flask_app(**options: Any) -> Any:
     return app.wsgi_app
 
 
-def in_asgi(app: Any, keeper: UsageKeeper, target: str) -> tuple[int, bytes]:
-    call = AsgiCall()
-    call.around(app, keeper=keeper)
-    try:
-        call.run(call.exchange(http_scope("GET", target), receiver()))
-        return call.last.status, call.last.body
-    finally:
-        call.close()
-
-
-def in_wsgi(app: Any, keeper: UsageKeeper, target: str) -> tuple[int, bytes]:
-    call = WsgiCall()
-    call.validated = False
-    call.around(app, keeper=keeper)
-    call.exchange(wsgi_environ("GET", target))
-    return call.last.status, call.last.body
-
-
 SERVED: pytest.MarkDecorator = pytest.mark.parametrize(
-    ("make", "drive"),
+    ("make", "protocol"),
     [
-        pytest.param(fastapi_app, in_asgi, id="fastapi"),
-        pytest.param(starlette_app, in_asgi, id="starlette"),
-        pytest.param(flask_app, in_wsgi, id="flask"),
-        pytest.param(lambda: flask_app(strict_slashes=False), in_wsgi, id="flask, lenient about slashes"),
+        pytest.param(fastapi_app, "asgi", id="fastapi"),
+        pytest.param(starlette_app, "asgi", id="starlette"),
+        pytest.param(flask_app, "wsgi", id="flask"),
+        pytest.param(lambda: flask_app(strict_slashes=False), "wsgi", id="flask, lenient about slashes"),
     ],
 )
 
 
+@pytest.fixture
+def framework(protocol: str, make: Any, asgi: AsgiCall, wsgi: WsgiCall) -> tuple[Call[Any], Any]:
+    """The caller that speaks to a framework's application, and the application."""
+    wsgi.validated = False
+    call: Call[Any] = asgi if protocol == "asgi" else wsgi
+    return call, make()
+
+
 @SERVED
 @pytest.mark.parametrize("pattern", ["/api/x", "/api/*", "GET /api/{name}"])
-def test_whatever_a_framework_serves_as_a_protected_route_is_limited_as_it(make: Any, drive: Any, pattern: str) -> None:
+def test_whatever_a_framework_serves_as_a_protected_route_is_limited_as_it(framework: Any, pattern: str) -> None:
     """CVE-2026-2880, CVE-2026-33804, CVE-2026-33808, and the newline that Starlette's regexes forgive."""
-    keeper = UsageKeeper(store="memory://", policies=[Policy("p", routes=[pattern], limits=["1/minute"])])
-    app = make()
-    assert drive(app, keeper, "/api/x")[0] == 200
-    escaped = [target for target in FORMS if SECRET in drive(app, keeper, target)[1]]
-    keeper.close()
-    assert escaped == []
+    call, app = framework
+    call.around(app, policies=[Policy("p", routes=[pattern], limits=["1/minute"])])
+    assert call.status("GET", "/api/x") == 200
+    assert [target for target in FORMS if call.status("GET", target) == 200 and SECRET in call.last.body] == []
 
 
 @SERVED
-def test_nothing_is_exempt_but_the_whitelisted_path_itself(make: Any, drive: Any) -> None:
-    keeper = UsageKeeper(store="memory://", policies=[ONE], whitelist=["GET /api/x"])
-    app = make()
-    assert [drive(app, keeper, "/api/x")[0] for _ in range(3)] == [200, 200, 200]
-    assert drive(app, keeper, "/other")[0] == 404
-    assert drive(app, keeper, "/other")[0] == 429
+def test_nothing_is_exempt_but_the_whitelisted_path_itself(framework: Any) -> None:
+    call, app = framework
+    call.around(app, policies=[ONE], whitelist=["GET /api/x"])
+    assert call.statuses(3, "GET", "/api/x") == [200, 200, 200]
+    assert call.statuses(2, "GET", "/other") == [404, 429]
     others = [target for target in FORMS if target not in ("/api/x", "/api/%78", "/%61pi/x", "/api/x?query")]
-    exempt = [target for target in others if drive(app, keeper, target)[0] != 429]
-    keeper.close()
     # A decoded slash is a slash by the time an application is asked, in all of them.
-    assert exempt == ["/api%2fx", "/api%2Fx"]
+    assert [target for target in others if call.status("GET", target) != 429] == ["/api%2fx", "/api%2Fx"]
 
 
 @pytest.mark.parametrize("target", ["//api/x", "/api/x%0a", "/api/x/", "/api//x", "/api/./x", "/api/x%00"])

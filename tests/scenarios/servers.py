@@ -17,11 +17,9 @@ from pathlib import Path
 from textwrap import dedent
 from typing import NamedTuple
 
+from tests.helpers import PATIENCE
 from usagekeeper import RecordQuery, UsageRecord
 from usagekeeper.stores.sqlite import SqliteStore
-
-PATIENCE = 30.0
-"""Seconds after which something that should have happened is taken for broken, on any machine."""
 
 # The kernel ends the server when the tests are killed: a launcher asks for it, because hooks of `subprocess` would run
 # in a fork of the test process.

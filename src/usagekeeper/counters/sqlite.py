@@ -110,9 +110,10 @@ class SqliteCounters:
 
 
 class AsyncSqliteCounters:
-    """`SqliteCounters` for event loops: tries for 0.2 ms, then waits in a thread, as does the opening.
+    """`SqliteCounters` for event loops: tries for 0.2 ms, then waits in a thread, where files are opened too.
 
-    A task that is cancelled while it waits is charged or not, never half.
+    Of many operations that find the lock taken only the first holds up the loop for that long. A task that is
+    cancelled while it waits is charged or not, never half.
     """
 
     def __init__(self, counters: SqliteCounters) -> None:
@@ -123,14 +124,15 @@ class AsyncSqliteCounters:
         file = self._counters.opened()
         seen = file.ask()
         if file.connection is not None:
-            spends = file.attempt(operation, 0 if file.napping else _LOOP_PATIENCE, seen)
+            crowded = file.crowded and monotonic() < file.crowded
+            spends = file.attempt(operation, 0.0 if crowded else _LOOP_PATIENCE, seen)
             if spends is not None:
+                file.crowded = 0.0
                 return spends
         deadline = self._counters.deadline
-        loop = get_running_loop()
-        return loop.run_in_executor(
-            _THREADS.pool, file.attempt_later, operation, monotonic() + deadline, deadline, seen
-        )
+        ends = monotonic() + deadline
+        file.crowded = ends
+        return get_running_loop().run_in_executor(_THREADS.pool, file.attempt_later, operation, ends, deadline, seen)
 
 
 def open_sqlite(url: str) -> SqliteCounters:
@@ -260,8 +262,8 @@ class _File:
         self.path = path
         self.process = os.getpid()
         self.connection: sqlite3.Connection | None = None
-        self.napping = False
-        """Somebody of this process is waiting for another one."""
+        self.crowded = 0.0
+        """Until then, or until it finds the lock free, no event loop waits for it again."""
         self._fd = -1
         self._file: os.stat_result | None = None
         self._lock = threading.Lock()  # a flock belongs to the open file: threads have to take turns
@@ -443,25 +445,21 @@ class _File:
     def _seize(self, patience: float, ends: float) -> bool:
         """The lock of the processes: tried eagerly, then between short naps."""
         naps = 0.0
-        try:
-            while True:
-                try:
-                    flock(self._fd, _TRY)
-                    return True
-                except BlockingIOError:
-                    now = monotonic()
-                if not naps:
-                    naps = now + _EAGER
-                    ends = ends or now + patience
-                if now >= ends:
-                    return False
-                if now < naps:
-                    _yield()
-                else:
-                    self.napping = True
-                    sleep(_NAP)
-        finally:
-            self.napping = False
+        while True:
+            try:
+                flock(self._fd, _TRY)
+                return True
+            except BlockingIOError:
+                now = monotonic()
+            if not naps:
+                naps = now + _EAGER
+                ends = ends or now + patience
+            if now >= ends:
+                return False
+            if now < naps:
+                _yield()
+            else:
+                sleep(_NAP)
 
     def _leave(self) -> None:
         try:

@@ -75,6 +75,7 @@ class Words:
 
 
 def row_of(record: UsageRecord, words: Words) -> list[Any]:
+    """A record as the values of its columns."""
     row = [bytearray(record_id(record.at, record.serial, record.process)), *_fields(record)]
     for position, write in _WRITE.items():
         row[position] = write(row[position])
@@ -89,6 +90,7 @@ def row_of(record: UsageRecord, words: Words) -> list[Any]:
 
 
 def record_of(row: Sequence[Any], words: Words) -> UsageRecord:
+    """The record of a row that was read."""
     values = list(row)
     for position in _LIMITS:
         if isinstance(values[position], int):
@@ -198,10 +200,12 @@ def _insertion(rows: int) -> str:
 
 
 def rows_at_once(connection: sqlite3.Connection) -> int:
+    """Rows that one statement can take."""
     return connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // len(_COLUMNS)
 
 
 def storable(value: Any) -> Any:
+    """*value* as SQLite can hold it."""
     if isinstance(value, int):
         return value if _fits(value) else (1 << 63) - 1 if value > 0 else -(1 << 63)
     return value if isinstance(value, bytearray | bytes | float | None) else plain(str(value))
@@ -227,6 +231,7 @@ def _first_id(at: int | None) -> bytes:
 
 
 def last_id(at: int | None) -> bytes:
+    """No record that arrived in the millisecond of *at*, or before, has a larger id."""
     return _milliseconds(at or 0) + b"\xff" * 10
 
 
