@@ -308,8 +308,8 @@ class _Entry(functools.partial[Any]):
     """
 
     def __call__(self, scope: Any, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 2 and not kwargs:
-            return self.func(*self.args, scope, *args)
+        if len(args) + len(kwargs) == 2 and kwargs.keys() <= {"receive", "send"}:
+            return self.func(*self.args, scope, *args, **kwargs)
         return _Misplaced()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final, Literal, NamedTuple
 
@@ -226,9 +227,17 @@ def refusal(decision: Decision, headers: HeaderList, on_refusal: OnRefusal | Non
     return Refusal(decision.status, own + headers, body)
 
 
+@lru_cache(maxsize=256)
+def _rendered(decision: Decision) -> bytes:
+    """Problem bodies say nothing of one request: a flood of refusals renders a handful of them."""
+    return json.dumps(decision.problem()).encode()
+
+
 def _body(decision: Decision, on_refusal: OnRefusal | None) -> tuple[bytes, bytes]:
     if on_refusal is None:
-        return b"application/problem+json", json.dumps(decision.problem()).encode()
+        return b"application/problem+json", _rendered(
+            Decision(decision.status, decision.reason, decision.detail, violated=decision.violated)
+        )
     body = on_refusal(decision)
     if isinstance(body, bytes):
         return b"application/octet-stream", body

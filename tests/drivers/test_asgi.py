@@ -346,6 +346,30 @@ def test_an_application_without_lifespan_says_so_itself(asgi: AsgiCall) -> None:
         lifespan(asgi.app, asgi)
 
 
+class Whole:
+    """What looks like a framework's application."""
+
+    def add_middleware(self, middleware: Any) -> None: ...
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await alive(scope, receive, send)
+
+
+@pytest.mark.parametrize("app", [alive, Whole()], ids=["inside a stack", "around an application"])
+def test_a_middleware_may_be_called_as_any_application_may(asgi: AsgiCall, app: Any) -> None:
+    middleware: Any = driver.UsageMiddleware(app, keeper=asgi.keep())
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asgi.run(middleware(http_scope(), receiver(), send))
+    asgi.run(middleware(http_scope(), receive=receiver(), send=send))
+    asgi.run(middleware(scope=http_scope(), receive=receiver(), send=send))
+    assert [message.get("status") for message in sent] == [200, None] * 3
+    assert len(asgi.fresh()) == 3
+
+
 # -- wrong options ----------------------------------------------------------------------------------------------------
 
 

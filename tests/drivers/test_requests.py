@@ -277,7 +277,7 @@ def test_a_body_of_http_2_needs_no_length_to_be_read(asgi: AsgiCall) -> None:
 # -- WSGI alone -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", [PLAIN, USER], ids=["plain", "identity in the body"], indirect=False)
+@pytest.mark.parametrize("policy", [PLAIN, USER], ids=["plain", "identity in the body"])
 @pytest.mark.parametrize("way", ["read", "read(n)", "readline", "readlines", "iter", "readinto", "next"])
 def test_every_way_to_read_the_input_gives_and_counts_it_all(wsgi: WsgiCall, policy: Policy, way: str) -> None:
     body = b'{"user":\n "anne"}\nlast'

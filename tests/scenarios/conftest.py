@@ -45,3 +45,10 @@ def end(programs: Iterable[Program]) -> None:
     for program in programs:
         program.kill()
         print(program.output)  # shown by pytest when the test failed
+
+
+def folder(path: Path, name: str) -> Path:
+    """A folder of its own for one of several."""
+    made = path / name
+    made.mkdir()
+    return made

@@ -4,14 +4,16 @@ import signal
 import socket
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
-from tests.scenarios.conftest import Serve, end
+from tests.scenarios.conftest import Serve, end, folder
 from tests.scenarios.servers import Server, gunicorn, uvicorn, waitress
 
 FASTAPI = """
 from collections.abc import Iterator
+from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
@@ -67,6 +69,7 @@ def failure() -> None:
 FLASK = """
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from flask import Flask, Response, request, send_file
 
@@ -129,17 +132,25 @@ SERVERS = {
 FILE = bytes(range(256)) * 2000
 
 
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
-    """All of them, because they take their time to start."""
-    started = {name: Server(tmp_path_factory.mktemp("served"), *how) for name, how in SERVERS.items()}
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[dict[str, Server]]:
+    """All of them at once, because they take their time to start."""
+    started = {name: Server(folder(tmp_path, name), *how) for name, how in SERVERS.items()}
     yield started
     end(started.values())
 
 
-@pytest.mark.parametrize("name", SERVERS)
-def test_files_and_clients_that_leave_are_recorded_as_what_they_are(servers: dict[str, Server], name: str) -> None:
-    server = servers[name].ready()
+def test_a_day_in_the_life_of_an_application_on_a_real_server(
+    servers: dict[str, Server], subtests: pytest.Subtests
+) -> None:
+    for name, server in servers.items():
+        with subtests.test(name):
+            server.ready()
+            files_and_clients_that_leave_are_recorded_as_what_they_are(server, leaving="waitress" not in name)
+            everything_is_in_the_store_when_the_server_has_ended(server)
+
+
+def files_and_clients_that_leave_are_recorded_as_what_they_are(server: Server, leaving: bool) -> None:
     (server.folder / "content.bin").write_bytes(FILE)
     assert server("GET", "/api/file").body == FILE
     assert server("HEAD", "/api/file").header("content-length") == str(len(FILE))
@@ -147,22 +158,18 @@ def test_files_and_clients_that_leave_are_recorded_as_what_they_are(servers: dic
     whole, head = server.records()
     assert (whole.status, whole.bytes_out, whole.response_length, whole.aborted) == (200, len(FILE), len(FILE), False)
     assert (head.status, head.bytes_out, head.response_length, head.aborted) == (200, 0, len(FILE), False)
-    if "waitress" in name:
-        return  # it reads on for seconds before it notices
-    with socket.create_connection(("127.0.0.1", server.port), 10) as leaving:
-        leaving.sendall(b"GET /api/endless HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert leaving.recv(1000)
+    if not leaving:
+        return  # waitress reads on for seconds before it notices
+    with socket.create_connection(("127.0.0.1", server.port), 10) as client:
+        client.sendall(b"GET /api/endless HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(1000)
     server.until(lambda: len(server.records()) == 3)
     left = server.records()[2]
     assert (left.path, left.status, left.aborted, left.units) == ("/api/endless", 200, True, 1)
     assert left.bytes_out >= 10_000
 
 
-@pytest.mark.parametrize("name", SERVERS)
-def test_a_day_in_the_life_of_an_application_is_in_the_store_when_the_server_has_ended(
-    servers: dict[str, Server], name: str
-) -> None:
-    server = servers[name].ready()
+def everything_is_in_the_store_when_the_server_has_ended(server: Server) -> None:
     served = [server("GET", f"/api/items/{n}", {"X-Customer": "anne", "X-Request-Id": f"r{n}"}) for n in range(5)]
     assert [answer.status for answer in served] == [200, 200, 200, 429, 429]
     check_headers(server)
@@ -182,7 +189,7 @@ def test_a_day_in_the_life_of_an_application_is_in_the_store_when_the_server_has
     failed = server("GET", "/api/failure", bob)
     assert (failed.status, b"private words" in failed.body) == (500, False)
 
-    server.stop(signal.SIGINT if "waitress" in name else signal.SIGTERM)  # which waitress dies of at once
+    server.stop(signal.SIGINT if "waitress" in server.output else signal.SIGTERM)  # which waitress dies of at once
     records = [record for record in server.records() if record.subject_kind == "subject"]
     told = [(record.path, record.status, record.outcome, record.subject) for record in records]
     assert told == [
@@ -197,7 +204,7 @@ def test_a_day_in_the_life_of_an_application_is_in_the_store_when_the_server_has
         ("/api/failure", 500, "allowed", "bob"),
     ]
     items, (echo, stream, failure) = records[:6], records[6:]
-    template = "/api/items/{item}" if "fastapi" in name else "/api/items/<int:item>"
+    template = "/api/items/{item}" if "uvicorn" in server.output.lower() else "/api/items/<int:item>"
     assert {record.route for record in items} == {template}
     assert [record.request_id for record in items[:5]] == [f"r{n}" for n in range(5)]
     assert [record.metadata for record in items[2:4]] == [{"item": 2}, {}]

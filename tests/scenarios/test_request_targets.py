@@ -1,10 +1,11 @@
 """What servers make of strange request lines, sent as raw bytes: no protected route is reached without its limit."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.scenarios.conftest import end
+from tests.scenarios.conftest import end, folder
 from tests.scenarios.servers import Server, gunicorn, uvicorn, waitress, werkzeug
 
 FASTAPI = """
@@ -119,25 +120,26 @@ SERVERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
-    """All of them, because they take their time to start."""
-    started = {name: Server(tmp_path_factory.mktemp("served"), *how) for name, how in SERVERS.items()}
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[dict[str, Server]]:
+    """All of them at once, because they take their time to start."""
+    started = {name: Server(folder(tmp_path, name), *how) for name, how in SERVERS.items()}
     yield started
     end(started.values())
 
 
-@pytest.mark.parametrize("name", SERVERS)
-def test_no_request_line_gets_around_the_limit(servers: dict[str, Server], name: str) -> None:
-    server = servers[name].ready()
-    rest = b" HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
-    assert server("GET", "/health").status == 200
-    assert b"the protected resource" in server("GET", "/api/x").body
-    lines = [*(b"GET " + target for target in TARGETS), *(method + b" /api/x" for method in METHODS)]
-    answers = {line: server.raw(line + rest) for line in lines}
-    assert answers[b"GET /api/x"].status == 429
-    assert server("GET", "/health").status == 200, "the server is there, and what is whitelisted is served"
-    assert {line: answer.status for line, answer in answers.items() if b"protected" in answer.body} == {}
-    # A HEAD request runs the handler too, and has no body that shows it.
-    heads = {line for line in answers if line[:4].upper() == b"HEAD" and answers[line].status == 200}
-    assert heads == set()
+def test_no_request_line_gets_around_the_limit(servers: dict[str, Server], subtests: pytest.Subtests) -> None:
+    for name, server in servers.items():
+        with subtests.test(name):
+            server.ready()
+            rest = b" HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+            assert server("GET", "/health").status == 200
+            assert b"the protected resource" in server("GET", "/api/x").body
+            lines = [*(b"GET " + target for target in TARGETS), *(method + b" /api/x" for method in METHODS)]
+            answers = {line: server.raw(line + rest) for line in lines}
+            assert answers[b"GET /api/x"].status == 429
+            assert server("GET", "/health").status == 200, "the server is there, and what is whitelisted is served"
+            assert {line: answer.status for line, answer in answers.items() if b"protected" in answer.body} == {}
+            # A HEAD request runs the handler too, and has no body that shows it.
+            heads = {line for line in answers if line[:4].upper() == b"HEAD" and answers[line].status == 200}
+            assert heads == set()
