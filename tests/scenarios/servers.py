@@ -27,6 +27,7 @@ _LAUNCHER = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells start what runs in the background with ^C ignored
 os.execv(sys.argv[1], sys.argv[1:])
 """
 
