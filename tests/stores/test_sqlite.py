@@ -262,6 +262,7 @@ def test_a_writer_killed_in_the_middle_leaves_whole_batches(store: SqliteStore, 
         told = [int(writer.stdout.readline()) for _ in range(3 + round_)]
         writer.send_signal(signal.SIGKILL)
         told += [int(line) for line in writer.stdout.read().splitlines()]
+        writer.communicate(timeout=60)
         counts: dict[int, int] = {}
         for record in everything(store):
             counts[record.status] = counts.get(record.status, 0) + 1
