@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "src/usagekeeper"
 # A package with a base stands where its base does; `usagekeeper` are the public names.
 LAYERS = """
     errors values
-    exchange proxies rates quotas limits
+    exchange proxies rates quotas unrolled limits
     routes records identity meters decisions ticket usage
     policies engine stats
     counters.base stores.base directory.base journal recorder

@@ -1,37 +1,34 @@
 """The limits of one policy, compiled: one row of integers per subject, charged all or none. No clock, no storage.
 
-This is the flat half of the rates: an object and a call per limit cost three times as much, so a row is charged by one
-loop over plain tuples. `read` says the same through the readable half; a test holds the two together.
+This is the flat half of the rates: an object and a call per limit cost three times as much. A row is charged by
+straight-line code where that can be written, else by one loop over plain tuples. `read` says the same through the
+readable half; tests hold the three together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import blake2b
 from typing import Final
 
 from usagekeeper.errors import ConfigurationError
 from usagekeeper.rates import LATE, Rate, moment, read_fixed, read_gcra, read_sliding, slide
+from usagekeeper.unrolled import FIXED, GCRA, LISTED, SLIDING, Allocate, Face, Row, Standing, Tell, charger, teller
 from usagekeeper.values import ENFORCE, SECOND, SHADOW, Mode, Spend, Words
 
-_GCRA: Final = 0
-_FIXED: Final = 1
-_SLIDING: Final = 2
-
-_CODES: Final = {"gcra": _GCRA, "fixed": _FIXED, "sliding": _SLIDING}
+_CODES: Final = {"gcra": GCRA, "fixed": FIXED, "sliding": SLIDING}
 _SIZES: Final = (1, 2, 3)
 _READERS: Final[tuple[Callable[[str, Rate, Words, int, int], Spend], ...]] = (read_gcra, read_fixed, read_sliding)
-
-_Row = tuple[int, int, int, int, int | None]
-"""Algorithm, first word, step (spacing or window), room (tolerance or count), own cost."""
-Face = tuple[int, int, int, int, int, int, bool]
-"""What a client is told of a limit: which row, algorithm, first word, step, room, count, several units a second."""
 
 
 class LimitSet:
     """All limits that one policy sets for one kind of subject."""
 
-    __slots__ = ("_rows", "_spaced", "count", "head", "ids", "kind", "mode", "names", "plain", "rates", "size", "sizes")
+    __slots__ = ("_rows", "allocate", "count", "head", "ids", "kind", "mode", "names", "rates", "size", "sizes")
+
+    allocate: Allocate
+    """The row after *cost* units were charged to every limit at *now*; None when one of them refuses."""
 
     def __init__(
         self,
@@ -54,21 +51,17 @@ class LimitSet:
         self.sizes = tuple(_SIZES[_CODES[rate.algorithm]] for rate in rates)
         self.size = sum(self.sizes)
         self._rows = _compile(rates)
-        # Most sets are gcra alone, with one cost for all: the same arithmetic in half the steps.
-        spaced = all(rate.algorithm == "gcra" and rate.cost is None for rate in rates)
-        self.plain = all(rate.algorithm != "sliding" for rate in rates)
-        """No limit needs more than its own words and the moment to be told."""
-        self._spaced = tuple((row[2], row[3]) for row in self._rows) if spaced else None
+        self.allocate = charger(self._rows, self.size, self._walk)
 
     def __repr__(self) -> str:
         return f"LimitSet{(*self.head, *self.names)!r}"
 
-    def allocate(self, words: Words, now: int, cost: int) -> list[int] | None:
-        """The row after *cost* units were charged to every limit at *now*; None when one of them refuses."""
+    def _walk(self, words: Words, now: int, cost: int) -> list[int] | None:
+        """`allocate`, limit by limit."""
         row: list[int] = []
         for algorithm, at, step, room, own in self._rows:
             units = cost if own is None else own
-            if algorithm == _GCRA:
+            if algorithm == GCRA:
                 arrival = words[at]
                 if arrival < now:
                     arrival = now
@@ -81,7 +74,7 @@ class LimitSet:
             if words[at] > index:
                 when = moment(words[at], now, step)
                 index = when // step
-            if algorithm == _FIXED:
+            if algorithm == FIXED:
                 used = units + words[at + 1] if words[at] >= index else units
                 if used > room and units:
                     return None
@@ -99,7 +92,7 @@ class LimitSet:
         row: list[int] = []
         for algorithm, at, step, room, own in self._rows:
             units = cost if own is None else own if cost >= 0 else -own
-            if algorithm == _GCRA:
+            if algorithm == GCRA:
                 horizon = now + room
                 arrival = max(words[at], now) if words[at] <= horizon + LATE else horizon
                 forced = max(now, arrival + step * units)
@@ -107,7 +100,7 @@ class LimitSet:
                 row.append(max(arrival, horizon + 1) if units > 0 and forced > horizon else forced)
                 continue
             index = moment(words[at], now, step) // step
-            if algorithm == _FIXED:
+            if algorithm == FIXED:
                 used = units + (words[at + 1] if words[at] >= index else 0)
                 row += (index, max(0, min(used, _MOST)))
             else:
@@ -122,7 +115,7 @@ class LimitSet:
         """
         row = list(words)
         for algorithm, at, step, room, _own in self._rows:
-            if algorithm == _GCRA:
+            if algorithm == GCRA:
                 if words[at] > now + room + LATE:
                     row[at] = now + room
             elif words[at] * step > now + LATE:
@@ -134,7 +127,7 @@ class LimitSet:
         latest = 0
         for algorithm, at, step, _room, _own in self._rows:
             # A sliding window is seen for one window more.
-            ends = words[at] if algorithm == _GCRA else (words[at] + algorithm) * step
+            ends = words[at] if algorithm == GCRA else (words[at] + algorithm) * step
             if ends > latest:
                 latest = ends
         return latest + LATE
@@ -152,9 +145,9 @@ class LimitSet:
         """Names of the limits that a row charged by force is beyond."""
         names = []
         for (algorithm, at, step, room, _own), name in zip(self._rows, self.names, strict=True):
-            if algorithm == _GCRA:
+            if algorithm == GCRA:
                 beyond = words[at] > now + room
-            elif algorithm == _FIXED:
+            elif algorithm == FIXED:
                 beyond = words[at] >= now // step and words[at + 1] > room
             else:
                 when = moment(words[at], now, step)
@@ -172,66 +165,40 @@ class LimitSet:
         ]
 
 
-def standing(faces: Sequence[Face], rows: Sequence[Words], now: int) -> tuple[list[int], int, int]:
-    """What a served client is told: remaining units and whole seconds until more, limit by limit; then the remaining
-    units and the position of the tightest limit.
-
-    Limits with several units a second say no seconds: it is always one.
-    """
+def standing(faces: Sequence[Face], rows: Sequence[Words], now: int) -> Standing:
+    """What a served client is told of limits in any state."""
     told: list[int] = []
     least, tightest = _ENDLESS, 0
     for position, (row, algorithm, at, step, room, count, quick) in enumerate(faces):
         words = rows[row]
-        if algorithm == _GCRA:
-            free = room + now - words[at]
-            if free > room:
-                free = room
-            elif free < 0:
-                free = 0
+        if algorithm == GCRA:
+            free = min(max(0, room + now - words[at]), room)
             remaining = free // step
-            told.append(remaining)
-            if not quick:
-                told.append(0 if free == room else (step - free % step + _ROUND_UP) // SECOND)
-        elif algorithm == _FIXED:
+            more = 0 if free == room else step - free % step
+        elif algorithm == FIXED:
             index = moment(words[at], now, step) // step
             remaining = max(0, room - words[at + 1]) if words[at] >= index else room
-            told += (remaining, ((index + 1) * step - now + _ROUND_UP) // SECOND)
+            more = (index + 1) * step - now
         else:
             remaining, more, _ = _sliding(words[at : at + 3], now, step, count)
-            told += (remaining, (more + _ROUND_UP) // SECOND)
+        if position < LISTED:
+            told += (remaining,) if quick else (remaining, (more + _ROUND_UP) // SECOND)
         if remaining < least:
             least, tightest = remaining, position
-    return told, least, tightest
+    return told, least, tightest, _whole_at(faces[tightest], rows, now)
 
 
-def charged_standing(faces: Sequence[Face], rows: Sequence[Words], now: int) -> tuple[list[int], int, int]:
-    """`standing` where every row was just charged within its limits: no clamps, and windows are this moment's."""
-    left = [
-        (room + now - rows[row][at]) // step if algorithm == _GCRA else room - rows[row][at + 1]
-        for row, algorithm, at, step, room, _, _ in faces
-    ]
-    least = min(left)
-    if least < 0:  # charged nothing, past a limit
-        return standing(faces, rows, now)
-    told = []
-    for units, (row, algorithm, at, step, room, count, quick) in zip(left, faces, strict=False):
-        told.append(units)
-        if not quick:
-            if algorithm == _FIXED:
-                told.append(((rows[row][at] + 1) * step - now + _ROUND_UP) // SECOND)
-            elif units < count:
-                told.append((rows[row][at] - now - room + (units + 1) * step + _ROUND_UP) // SECOND)
-            else:
-                told.append(0)
-    return told, least, left.index(least)
+def charged_standing(faces: tuple[Face, ...], sizes: tuple[int | None, ...]) -> Tell:
+    """`standing` for rows that were just charged within their limits; *sizes* as `teller` wants them."""
+    return teller(faces, sizes, partial(standing, faces))
 
 
-def whole_at(face: Face, rows: Sequence[Words], now: int) -> int:
+def _whole_at(face: Face, rows: Sequence[Words], now: int) -> int:
     """When a limit is whole again, in epoch seconds, rounded up."""
     row, algorithm, at, step, room, count, _ = face
-    if algorithm == _GCRA:
+    if algorithm == GCRA:
         whole = min(max(now, rows[row][at]), now + room)
-    elif algorithm == _FIXED:
+    elif algorithm == FIXED:
         whole = (moment(rows[row][at], now, step) // step + 1) * step
     else:
         whole = now + _sliding(rows[row][at : at + 3], now, step, count)[2]
@@ -250,12 +217,12 @@ _MOST: Final = 1 << 61
 _ROUND_UP: Final = SECOND - 1
 
 
-def _compile(rates: Sequence[Rate]) -> tuple[_Row, ...]:
-    rows: list[_Row] = []
+def _compile(rates: Sequence[Rate]) -> tuple[Row, ...]:
+    rows: list[Row] = []
     at = 0
     for rate in rates:
         algorithm = _CODES[rate.algorithm]
-        if algorithm == _GCRA:
+        if algorithm == GCRA:
             rows.append((algorithm, at, rate.spacing, rate.spacing * rate.count, rate.cost))
         else:
             rows.append((algorithm, at, rate.period, rate.count, rate.cost))

@@ -57,7 +57,7 @@ class Limits(Protocol):
     """Words in a row."""
     mode: Mode
 
-    def allocate(self, words: Words, now: int, cost: int) -> list[int] | None:
+    def allocate(self, words: Words, now: int, cost: int) -> Words | None:
         """The row after *cost* units were charged to every limit at *now*; None when one of them refuses."""
         ...
 
