@@ -67,8 +67,17 @@ class Decision(NamedTuple):
 class HeaderForm:
     """The rate-limit headers of one list of charges, rendered as far as start-up allows."""
 
-    __slots__ = ("_limits", "_policy", "_raw_limits", "_raw_policy", "_raw_template", "_style", "_tell", "_template",
-                 "_tell_charged")  # fmt: skip
+    __slots__ = (
+        "_limits",
+        "_policy",
+        "_raw_limits",
+        "_raw_policy",
+        "_raw_template",
+        "_style",
+        "_tell",
+        "_tell_charged",
+        "_template",
+    )  # fmt: skip
 
     def __init__(self, sets: Sequence[LimitSet | None], style: HeaderStyle) -> None:
         # Aligned with the charges of a request; None where a charge is not shown to clients.

@@ -6,17 +6,19 @@ The request path is flat on purpose: plans are compiled once, and what a request
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from operator import itemgetter
 from typing import Any, Final
 
+from msgspec import Raw
+
 from usagekeeper.decisions import Decision, HeaderForm, HeaderStyle, OnRefusal, over, refusal, refuse
 from usagekeeper.errors import ConfigurationError
-from usagekeeper.exchange import Refusal, Request, header_key
+from usagekeeper.exchange import Refusal, Request, Text, header_key
 from usagekeeper.identity import Identity, Rejection
 from usagekeeper.limits import LimitSet
-from usagekeeper.policies import Line, OnOutage, Policy, RoutePlan
+from usagekeeper.policies import METHODS, OTHER, Line, OnOutage, Policy, RoutePlan
 from usagekeeper.proxies import ClientOf, peer_of
 from usagekeeper.records import (
     ALLOWED,
@@ -25,9 +27,11 @@ from usagekeeper.records import (
     REFUSED,
     SHADOWED,
     UNMETERED,
+    Rare,
     Serials,
     authorization,
     encode_bounded,
+    of_plan,
     redact_query,
     redact_url,
 )
@@ -35,11 +39,6 @@ from usagekeeper.routes import Match, Rest, Route, RouteTable, Template, canonic
 from usagekeeper.ticket import Ticket
 from usagekeeper.values import SHADOW, Charge, Operation, Spends
 
-METHODS: Final = frozenset(
-    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY")
-)  # fmt: skip
-"""Methods that HTTP knows; others share the name "_OTHER", so that no client can invent labels."""
-OTHER: Final = "_OTHER"
 CLIENT_LEFT: Final = 499
 """Recorded where a client left before any answer. It pays in full: whoever could leave for free would."""
 
@@ -85,7 +84,11 @@ class Engine:
             for policy in policies
         )
         self.anybody = Line(
-            Policy("-"), application=application, identity=identity, client_of=client_of, on_outage=on_outage
+            Policy("-", charge_on="always"),
+            application=application,
+            identity=identity,
+            client_of=client_of,
+            on_outage=on_outage,
         )
         self._routes = tuple(routes)
         for line in self.lines:
@@ -173,6 +176,8 @@ class Engine:
             positions=positions,
             exempt=self._exempt,
             style=self._style,
+            anybody=self.anybody,
+            application=self.application,
         )
 
     # -- what it costs and whether it may -------------------------------------------------------------------------
@@ -183,11 +188,13 @@ class Engine:
         if plan.positions:
             request.positions = plan.positions
         if plan.straight is not None:
-            read, limits, cost = plan.straight
+            read, limits = plan.straight
             value = read(request)
             if value.__class__ is str:
-                ticket.subject, ticket.kind = value, limits.kind
-                ticket.charges = charges = [Charge(limits, value, cost)]
+                ticket.subject, ticket.kind, ticket.usual = value, limits.kind, True
+                if not limits.count:
+                    return None
+                ticket.charges = charges = [Charge(limits, value, plan.cost)]
                 ticket.form = plan.form
                 return Operation(charges, ticket.at)
         return self._price(ticket, plan, request)
@@ -234,6 +241,7 @@ class Engine:
         ticket.spends = spends
         if not spends.refused:
             return None
+        ticket.usual = False
         decision, longest = refuse(ticket.charges, spends, ticket.subject)
         ticket.reason, ticket.violated = decision.reason, decision.violated
         form = ticket.form
@@ -243,12 +251,14 @@ class Engine:
 
     def exceeded(self, ticket: Ticket, decision: Decision) -> Refusal:
         """The answer when the handler's own charge was refused and it left that to us."""
+        ticket.usual = False
         ticket.reason, ticket.violated = decision.reason, decision.violated
         ticket.refusal = refusal(decision, [], self._on_refusal)
         return ticket.refusal
 
     def outage(self, ticket: Ticket) -> Refusal | None:
         """What the policies say to counters that do not answer: 503 when one of them denies."""
+        ticket.usual = False
         if not any(charge.limits in line.denies for line in ticket.plan.lines for charge in ticket.charges):
             ticket.unmetered = True
             ticket.charges = []
@@ -260,55 +270,41 @@ class Engine:
 
     # -- what is said and kept ------------------------------------------------------------------------------------
 
-    def close(self, ticket: Ticket, now: int, *, aborted: bool = False) -> bytes:
+    def close(self, ticket: Ticket, now: int, aborted: bool = False) -> bytes:
         """The finished exchange as an encoded record; *now* is the timer's, in nanoseconds."""
-        request, plan, notes, began = ticket.request, ticket.plan, ticket.notes, ticket.began
-        protocol, query, peer, referer, credentials, kept = request.observed()
-        scheme, digest = _credentials(credentials) if credentials else (None, None)
-        method, spends = request.method, ticket.spends
-        if ticket.refusal is None and not ticket.unmetered and (spends is None or False not in spends.fits):
-            outcome, violated = ALLOWED, ticket.violated
-        else:
-            outcome, violated = _outcome(ticket)
+        request, plan, began, started = ticket.request, ticket.plan, ticket.began, ticket.started
+        protocol, query, peer, kept = request.observed()
+        if kept[-1] is not None or kept[-2] is not None:
+            kept = _without_secrets(kept)
+        method, status, serials = request.method, ticket.status, self.serials
+        usual = ticket.usual and not aborted
         return encode_bounded(
             (
                 ticket.at,
-                self.serials.next(),
-                self.serials.process,
-                self.application,
-                method if method in METHODS else OTHER,
-                protocol,
+                serials.next(),
+                serials.process,
+                plan.recorded if method == plan.method else self._recorded(plan, method),
                 request.path if not plan.secrets else _hidden(request.path, plan.secrets),
                 _queried(query) if query else "",
-                plan.label,
-                ticket.subject if notes is None or notes.subject is None else notes.subject,
-                ticket.kind if notes is None or notes.subject is None else "subject",
-                outcome,
-                ticket.reason,
-                violated,
-                plan.names,
-                _units(ticket, plan),
-                ticket.status,
-                aborted,
-                ticket.exception,
-                None if notes is None else notes.error_code,
-                (ticket.started - began) // 1000 if ticket.started else None,
+                protocol,
+                peer if self._direct else self._client_of(request),
+                ticket.subject,
+                ticket.kind,
+                (plan.cost if status in plan.paid else 0) if usual else _units(ticket, plan),
+                status,
+                (started - began) // 1000 if started else None,
                 (now - began) // 1000,
                 ticket.bytes_in,
                 ticket.bytes_out,
                 ticket.length,
                 ticket.mimetype,
-                _without_secrets(referer) if referer else None,
-                peer if self._direct else self._client_of(request),
-                scheme,
-                digest,
-                _NO_NOTES if notes is None else notes.metadata,
                 kept,
+                None if usual else _rare(ticket, aborted),
             )
         )
 
-
-_NO_NOTES: Final[Mapping[str, Any]] = {}
+    def _recorded(self, plan: RoutePlan, method: str) -> Raw:
+        return of_plan(self.application, method if method in METHODS else OTHER, plan.label, plan.names)
 
 
 def _preflight(request: Request) -> bool:
@@ -322,10 +318,6 @@ def _form(ticket: Ticket) -> HeaderForm | None:
     return plan.form_of(tuple(charge.limits for charge in ticket.charges if isinstance(charge.limits, LimitSet)))
 
 
-def _credentials(value: str | bytes) -> tuple[str | None, str | None]:
-    return authorization(value.encode("latin-1", "replace") if isinstance(value, str) else value)
-
-
 def _hidden(path: str, positions: Sequence[int]) -> str:
     segments = canonical(path).split("/")
     for position in positions:
@@ -335,13 +327,28 @@ def _hidden(path: str, positions: Sequence[int]) -> str:
 
 
 def _queried(query: str | bytes) -> str:
-    return redact_query(query if isinstance(query, str) else query.decode("latin-1"))
+    return redact_query(_latin(query))
 
 
-def _without_secrets(referer: str | bytes) -> str | bytes:
-    if isinstance(referer, bytes):
-        return redact_url(referer.decode("latin-1")) if _DELICATE_RAW.search(referer) else referer
-    return redact_url(referer) if _DELICATE.search(referer) else referer
+def _without_secrets(kept: tuple[Text, ...]) -> tuple[Any, ...]:
+    """The headers of a record with its last two, referer and authorization, as they may be kept."""
+    *plain, referer, credentials = kept
+    if referer is not None and (_DELICATE_RAW if isinstance(referer, bytes) else _DELICATE).search(referer):  # type: ignore[arg-type]
+        referer = redact_url(_latin(referer))
+    if credentials is None:
+        return (*plain, referer, None)
+    return (*plain, referer, authorization(_latin(credentials).encode("latin-1", "replace")))
+
+
+def _latin(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("latin-1")
+
+
+def _rare(ticket: Ticket, aborted: bool) -> Rare:
+    outcome, violated = _outcome(ticket)
+    notes = ticket.notes
+    code, metadata = (None, {}) if notes is None else (notes.error_code, notes.metadata)
+    return outcome, ticket.reason, violated, aborted, ticket.exception, code, metadata
 
 
 def _outcome(ticket: Ticket) -> tuple[str, tuple[str, ...]]:
@@ -350,8 +357,8 @@ def _outcome(ticket: Ticket) -> tuple[str, tuple[str, ...]]:
     if ticket.unmetered:
         return UNMETERED, ()
     spends = ticket.spends
-    if spends is None or all(spends.fits):
-        return ALLOWED, ()
+    if spends is None or False not in spends.fits:
+        return ALLOWED, ticket.violated
     names: tuple[str, ...] = ()
     outcome = SHADOWED
     for charge, fits, row in zip(ticket.charges, spends.fits, spends.rows, strict=True):
@@ -367,12 +374,11 @@ def _units(ticket: Ticket, plan: RoutePlan) -> Any:
     if ticket.refusal is not None or ticket.exempt:
         return 0
     payer = ticket.payer or plan
-    if payer.paid is not None:
-        if ticket.status not in payer.paid and ticket.status != CLIENT_LEFT:
+    if ticket.status != CLIENT_LEFT:
+        pays = ticket.status in payer.paid if payer.pays is None else payer.pays(ticket.status)
+        if not pays:
             return 0
-    elif payer.pays is not None and ticket.status != CLIENT_LEFT and not payer.pays(ticket.status):
-        return 0
-    units = ticket.charges[0].cost if ticket.charges else 1
+    units = ticket.charges[0].cost if ticket.charges else 1 if plan.limited else plan.cost
     return units if ticket.notes is None else units + ticket.notes.units
 
 
