@@ -98,13 +98,12 @@ class UsageMiddleware:
         pairs = scope["headers"]
         headers = dict(pairs)
         request = AsgiRequest(method, path, scope, headers, len(headers) != len(pairs))
-        watched = _Watched(plan, request, self._clock() // 1000, self.timer(), driver=self, forward=send)
+        at, began = self._clock() // 1000, self.timer()
+        watched = _Watched(plan, request, at, began, driver=self, forward=send, pull=receive)
         token = current.set(watched)
         try:
-            if b"content-length" in headers or request.has_body:
-                receive = watched.counting(receive)
             if plan.gathers:
-                receive = await _gather(watched, receive)
+                await _gather(watched)
             operation = self._price(watched)
             if operation is not None:
                 try:
@@ -118,7 +117,7 @@ class UsageMiddleware:
                     if spends.refused:
                         self.engine.decide(watched, spends)
             if watched.refusal is None:
-                await self.app(scope, receive, watched.send)
+                await self.app(scope, watched.receive, watched.send)
             else:
                 await _refuse(watched, watched.refusal)
         except QuotaExceeded as error:
@@ -174,6 +173,7 @@ class _Watched(Ticket):
 
     driver: UsageMiddleware = None  # type: ignore[assignment]
     forward: Send = None  # type: ignore[assignment]
+    pull: Receive = None  # type: ignore[assignment]
 
     def send(self, message: Message) -> Awaitable[None]:
         """The `send` given to the application."""
@@ -214,16 +214,12 @@ class _Watched(Ticket):
         if not message.get("more_body", False):
             self.close()
 
-    def counting(self, receive: Receive) -> Receive:
-        """The `receive` given to the application when there is a body to count."""
-
-        async def counted() -> Message:
-            message = await receive()
-            if message["type"] == "http.request":
-                self.bytes_in += len(message.get("body", b""))
-            return message
-
-        return counted
+    async def receive(self) -> Message:
+        """The `receive` given to the application."""
+        message = await self.pull()
+        if message["type"] == "http.request":
+            self.bytes_in += len(message.get("body", b""))
+        return message
 
     def failed(self, error: BaseException) -> None:
         """The application raised, or was cancelled because the client left."""
@@ -249,16 +245,15 @@ def _by_name(headers: list[Any]) -> dict[bytes, bytes]:
         return {bytes(name): bytes(value) for name, value in headers}
 
 
-async def _gather(watched: _Watched, receive: Receive) -> Receive:
+async def _gather(watched: _Watched) -> None:
     """What must be known before pricing: the body, and what asynchronous strategies say."""
     plan, request = watched.plan, watched.request
     if plan.body and request.has_body:
-        messages, request.body = await _read_body(receive)
+        messages, request.body = await _read_body(watched.pull)
         request.oversized = request.body is None
-        receive = _replay(messages, receive)
+        watched.pull = _replay(messages, watched.pull)
     if plan.asks:
         watched.found = [await ask(line, request) if line.asks else None for line in plan.lines]
-    return receive
 
 
 async def _read_body(receive: Receive) -> tuple[list[Message], bytes | None]:

@@ -64,6 +64,11 @@ class Decision(NamedTuple):
         return body
 
 
+_IETF: Final = slice(2)
+_LEGACY: Final = slice(2, None)
+"""Which of the five headers a style shows."""
+
+
 class HeaderForm:
     """The rate-limit headers of one list of charges, rendered as far as start-up allows."""
 
@@ -73,7 +78,7 @@ class HeaderForm:
         "_raw_limits",
         "_raw_policy",
         "_raw_template",
-        "_style",
+        "_shown",
         "_tell",
         "_tell_charged",
         "_template",
@@ -81,7 +86,7 @@ class HeaderForm:
 
     def __init__(self, sets: Sequence[LimitSet | None], style: HeaderStyle) -> None:
         # Aligned with the charges of a request; None where a charge is not shown to clients.
-        self._style = style
+        self._shown = {"ietf": _IETF, "legacy": _LEGACY}.get(style)
         faces = tuple(face for row, limits in enumerate(sets) if limits for face in limits.faces(row))
         shown = [pair for limits in sets if limits for pair in zip(limits.names, limits.rates, strict=True)]
         listed = list(zip(shown, faces, strict=True))[:LISTED]
@@ -103,37 +108,31 @@ class HeaderForm:
     def raw(self, rows: Sequence[Words], now: int, *, charged: bool = False) -> HeaderList:
         """Headers for ASGI; *charged* if the rows were charged at this very moment."""
         told, remaining, tightest, whole_at = (self._tell_charged if charged else self._tell)(rows, now)
-        older = [
+        headers = [
+            self._raw_policy,
+            (b"ratelimit", self._raw_template % told),
             self._raw_limits[tightest],
             (b"x-ratelimit-remaining", b"%d" % remaining),
             (b"x-ratelimit-reset", b"%d" % whole_at),
         ]
-        if self._style == "legacy":
-            return older
-        limit = (b"ratelimit", self._raw_template % tuple(told))
-        if self._style == "ietf":
-            return [self._raw_policy, limit]
-        return [self._raw_policy, limit, *older]
+        return headers if self._shown is None else headers[self._shown]
 
     def text(self, rows: Sequence[Words], now: int, *, charged: bool = False) -> list[tuple[str, str]]:
         """Headers for WSGI; *charged* if the rows were charged at this very moment."""
         told, remaining, tightest, whole_at = (self._tell_charged if charged else self._tell)(rows, now)
-        older = [
+        headers = [
+            self._policy,
+            (LIMIT_HEADER, self._template % told),
             self._limits[tightest],
             (LEGACY_HEADERS[1], str(remaining)),
             (LEGACY_HEADERS[2], str(whole_at)),
         ]
-        if self._style == "legacy":
-            return older
-        limit = (LIMIT_HEADER, self._template % tuple(told))
-        if self._style == "ietf":
-            return [self._policy, limit]
-        return [self._policy, limit, *older]
+        return headers if self._shown is None else headers[self._shown]
 
     def refused(self, rows: Sequence[Words], now: int, longest: Spend) -> HeaderList:
         """Headers of a refusal: the older ones speak of the limit that keeps the client waiting longest."""
         headers = [pair for pair in self.raw(rows, now) if not pair[0].startswith(b"x-")]
-        if self._style != "ietf":
+        if self._shown != _IETF:
             values = (longest.limit, longest.remaining, seconds(now + longest.reset_after))
             headers += [
                 (name.lower().encode(), b"%d" % value) for name, value in zip(LEGACY_HEADERS, values, strict=True)

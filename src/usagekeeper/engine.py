@@ -22,6 +22,7 @@ from usagekeeper.policies import METHODS, OTHER, Line, OnOutage, Policy, RoutePl
 from usagekeeper.proxies import ClientOf, peer_of
 from usagekeeper.records import (
     ALLOWED,
+    LARGE,
     OVER,
     REDACTED,
     REFUSED,
@@ -30,6 +31,7 @@ from usagekeeper.records import (
     Rare,
     Serials,
     authorization,
+    encode,
     encode_bounded,
     of_plan,
     redact_query,
@@ -278,30 +280,33 @@ class Engine:
             kept = _without_secrets(kept)
         method, status, serials = request.method, ticket.status, self.serials
         usual = ticket.usual and not aborted
-        return encode_bounded(
-            (
-                ticket.at,
-                serials.next(),
-                serials.process,
-                plan.recorded if method == plan.method else self._recorded(plan, method),
-                request.path if not plan.secrets else _hidden(request.path, plan.secrets),
-                _queried(query) if query else "",
-                protocol,
-                peer if self._direct else self._client_of(request),
-                ticket.subject,
-                ticket.kind,
-                (plan.cost if status in plan.paid else 0) if usual else _units(ticket, plan),
-                status,
-                (started - began) // 1000 if started else None,
-                (now - began) // 1000,
-                ticket.bytes_in,
-                ticket.bytes_out,
-                ticket.length,
-                ticket.mimetype,
-                kept,
-                None if usual else _rare(ticket, aborted),
-            )
+        values = (
+            ticket.at,
+            serials.next(),
+            serials.process,
+            plan.recorded if method == plan.method else self._recorded(plan, method),
+            request.path if not plan.secrets else _hidden(request.path, plan.secrets),
+            _queried(query) if query else "",
+            protocol,
+            peer if self._direct else self._client_of(request),
+            ticket.subject,
+            ticket.kind,
+            (plan.cost if status in plan.paid else 0) if usual else _units(ticket, plan),
+            status,
+            (started - began) // 1000 if started else None,
+            (now - began) // 1000,
+            ticket.bytes_in,
+            ticket.bytes_out,
+            ticket.length,
+            ticket.mimetype,
+            kept,
+            None if usual else _rare(ticket, aborted),
         )
+        try:
+            encoded = encode(values)
+        except (UnicodeEncodeError, OverflowError, TypeError):  # what the server handed over is not Unicode, or huge
+            return encode_bounded(values)
+        return encoded if len(encoded) <= LARGE else encode_bounded(values)
 
     def _recorded(self, plan: RoutePlan, method: str) -> Raw:
         return of_plan(self.application, method if method in METHODS else OTHER, plan.label, plan.names)

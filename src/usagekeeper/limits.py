@@ -185,7 +185,7 @@ def standing(faces: Sequence[Face], rows: Sequence[Words], now: int) -> Standing
             told += (remaining,) if quick else (remaining, (more + _ROUND_UP) // SECOND)
         if remaining < least:
             least, tightest = remaining, position
-    return told, least, tightest, _whole_at(faces[tightest], rows, now)
+    return tuple(told), least, tightest, _whole_at(faces[tightest], rows, now)
 
 
 def charged_standing(faces: tuple[Face, ...], sizes: tuple[int | None, ...]) -> Tell:

@@ -173,7 +173,8 @@ _USUAL: Final[Rare] = (ALLOWED, None, (), False, None, None, {})
 _WIRE: Final = (*_ID, *_PLAN, *_OWN, *_KEPT, *_CREDENTIALS, *_RARE)
 _AT: Final = {name: position for position, name in enumerate(_WIRE)}
 _in_order: Final = itemgetter(*(_AT[name] for name in _FIELDS))
-_LARGE: Final = 6_000
+LARGE: Final = 6_000
+"""Bytes of an encoded record from which on its values are cut."""
 _CUT: Final = 512
 """Characters that are kept of a header; of a path and a query four times as many."""
 
@@ -190,7 +191,7 @@ def encode_bounded(values: tuple[Any, ...]) -> bytes:
     except (UnicodeEncodeError, OverflowError, TypeError):
         values = tuple(value if isinstance(value, msgspec.Raw) else plain(value) for value in values)
         encoded = encode(values)
-    if len(encoded) <= _LARGE:
+    if len(encoded) <= LARGE:
         return encoded
     flat = _flat(_decode(encoded))
     return encode(grouped({name: _cut(name, value) for name, value in zip(_WIRE, flat, strict=True)}))

@@ -22,7 +22,7 @@ Row = tuple[int, int, int, int, int | None]
 """Algorithm, first word, step (spacing or window), room (tolerance or count), own cost."""
 Face = tuple[int, int, int, int, int, int, bool]
 """What a client is told of a limit: which row, algorithm, first word, step, room, count, several units a second."""
-Standing = tuple[Sequence[int], int, int, int]
+Standing = tuple[tuple[int, ...], int, int, int]
 """The numbers of the RateLimit header: units left and whole seconds until more, limit by limit, without the seconds of
 limits with several units a second; then the fewest units left, the position of that limit, and when it is whole again,
 in epoch seconds."""
