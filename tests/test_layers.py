@@ -23,7 +23,7 @@ LAYERS = """
     counters.base stores.base directory.base journal recorder
     counters.* stores.* directory.* billing.* agents
     models config api dashboard keeper usagekeeper
-    discovery asgi wsgi cli __main__ testing
+    discovery websocket asgi wsgi cli __main__ testing
     starlette fastapi flask demo
 """
 ENTRIES = [(layer, e) for layer, line in enumerate(LAYERS.split("\n")[1:]) for e in line.split()]

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
+from usagekeeper import websocket
 from usagekeeper.config import Options
 from usagekeeper.decisions import RAW_HEADER_NAMES
 from usagekeeper.discovery import discover
@@ -72,10 +73,10 @@ class UsageMiddleware:
         self.engine = keeper.engine()
         self._price = self.engine.price
         self.close_ticket = self.engine.close
-        self._mark = keeper.mark
-        self._clock = keeper.now
+        self.mark = keeper.mark
+        self.clock = keeper.now
         self.timer = keeper.timer
-        self._find: Callable[[str, str, str], RoutePlan | None] = self.engine.find if keeper.enabled else _nothing
+        self.find: Callable[[str, str, str], RoutePlan | None] = self.engine.find if keeper.enabled else _nothing
         self._apply: Any = keeper.counters.async_half().apply
         self.record = keeper.recorder.record
         self._discovered = False
@@ -90,15 +91,15 @@ class UsageMiddleware:
         method, path, root = scope["method"], scope["path"], scope.get("root_path", "")
         if root:
             path = asgi_path(scope)
-        plan = self._find(method, path, root)
-        if plan is None or self._mark in scope:
+        plan = self.find(method, path, root)
+        if plan is None or self.mark in scope:
             await self.app(scope, receive, send)
             return
-        scope[self._mark] = True
+        scope[self.mark] = True
         pairs = scope["headers"]
         headers = dict(pairs)
         request = AsgiRequest(method, path, scope, headers, len(headers) != len(pairs))
-        at, began = self._clock() // 1000, self.timer()
+        at, began = self.clock() // 1000, self.timer()
         watched = _Watched(plan, request, at, began, driver=self, forward=send, pull=receive)
         token = current.set(watched)
         try:
@@ -118,6 +119,9 @@ class UsageMiddleware:
                         self.engine.decide(watched, spends)
             if watched.refusal is None:
                 await self.app(scope, watched.receive, watched.send)
+                route = scope.get("route")
+                if route is not None and route is not plan.routed:
+                    self.engine.agrees(plan, route, getattr(route, "path_format", None))
             else:
                 await _refuse(watched, watched.refusal)
         except QuotaExceeded as error:
@@ -137,6 +141,22 @@ class UsageMiddleware:
             except ValueError:  # the garbage collector ends what a stopped loop has left, in no context of ours
                 pass
 
+    async def admit(self, ticket: Ticket) -> None:
+        """Price *ticket*, charge it and decide: what `__call__` does with every request, as one step."""
+        plan = ticket.plan
+        if plan.asks:
+            ticket.found = [await ask(line, ticket.request) if line.asks else None for line in plan.lines]
+        operation = self._price(ticket)
+        if operation is None:
+            return
+        try:
+            answer = self._apply(operation)
+            spends = answer if isinstance(answer, Spends) else await answer
+        except StoreUnavailable:
+            self.engine.outage(ticket)
+        else:
+            self.engine.decide(ticket, spends)
+
     def _prepare(self, scope: Scope) -> None:
         """Take up work in this process, and learn the application's routes."""
         keeper = self.keeper
@@ -150,8 +170,12 @@ class UsageMiddleware:
             self.engine.install(discover((scope.get("app"), self.app)))
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Lifespan and whatever is not HTTP: passed through."""
-        if scope["type"] != "lifespan":
+        """Lifespan, WebSockets, and whatever is neither: passed through."""
+        if scope["type"] == "websocket":
+            if self._epoch is not self._current.epoch:
+                self._prepare(scope)
+            await websocket.serve(self, scope, receive, send)
+        elif scope["type"] != "lifespan":
             await self.app(scope, receive, send)
         elif self._error is not None:
             await _fail_startup(self._error, receive, send)

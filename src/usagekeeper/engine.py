@@ -5,6 +5,7 @@ The request path is flat on purpose: plans are compiled once, and what a request
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
@@ -18,7 +19,7 @@ from usagekeeper.errors import ConfigurationError
 from usagekeeper.exchange import Refusal, Request, Text, header_key
 from usagekeeper.identity import Identity, Rejection
 from usagekeeper.limits import LimitSet
-from usagekeeper.policies import METHODS, OTHER, Line, OnOutage, Policy, RoutePlan
+from usagekeeper.policies import METHODS, OTHER, SOCKET, Line, OnOutage, Policy, RoutePlan
 from usagekeeper.proxies import ClientOf, peer_of
 from usagekeeper.records import (
     ALLOWED,
@@ -44,6 +45,7 @@ from usagekeeper.values import SHADOW, Charge, Operation, Spends
 CLIENT_LEFT: Final = 499
 """Recorded where a client left before any answer. It pays in full: whoever could leave for free would."""
 
+_LOG: Final = logging.getLogger("usagekeeper")
 _REMEMBERED: Final = 2048
 """Paths in one generation of the cache; longer ones than the next figure are not remembered."""
 _LONGEST: Final = 256
@@ -76,6 +78,8 @@ class Engine:
     ) -> None:
         self.application = application
         self.serials = Serials()
+        self.disagreements = 0
+        """Requests that the framework served by another route than their label says."""
         self._client_of = client_of
         self._direct = client_of is peer_of
         self._exempt = exempt
@@ -101,7 +105,7 @@ class Engine:
             *(route for line in self.lines for route in line.routes),
         )
         self._whitelisted = len(whitelist)
-        self._methods = METHODS | {route.method for route in self._entries if route.method != "*"} | {OTHER}
+        self._methods = METHODS | {route.method for route in self._entries if route.method != "*"} | {OTHER, SOCKET}
         self._owners = [line for line in self.lines for _ in line.routes]
         self.install(())
 
@@ -113,6 +117,18 @@ class Engine:
         self._recent: dict[str | tuple[str, str], _Leaf] = {}
 
     # -- which plan -----------------------------------------------------------------------------------------------
+
+    def agrees(self, plan: RoutePlan, route: object, path: str | None) -> bool:
+        """Whether the *route* that the framework chose, with its own *path* below any mounts, is the one of the label.
+
+        What is not is counted: a policy by pattern holds there all the same, but the record says another route.
+        """
+        if not self._table.templates or path is None or (plan.label is not None and plan.label.endswith(path)):
+            plan.routed = route
+            return True
+        self.disagreements += 1
+        _LOG.debug("the framework chose the route %r where the label is %r", path, plan.label)
+        return False
 
     def find(self, method: str, path: str, root: str = "") -> RoutePlan | None:
         """What to do with a request, None when it is not watched; *path* is below the mount *root*."""
@@ -154,6 +170,8 @@ class Engine:
     def _plan(
         self, table: RouteTable, match: Match, method: str, inside: tuple[int, ...], depth: int
     ) -> RoutePlan | None:
+        socket = method == SOCKET
+        method = "GET" if socket else method
         entries = [(at, self._entries[at]) for at in match.entries if self._entries[at].covers(method)]
         if match.exact and any(at < self._whitelisted for at, _ in entries):
             return None
@@ -168,12 +186,13 @@ class Engine:
         for _, at, route in reversed(patterns):  # the more specific names win, and the framework's own over ours
             skipped = 0 if at in inside else depth
             positions.update({name: place - skipped for name, place in route.parameters.items() if place > skipped})
-        for at in reversed(match.templates):
-            positions.update(table.templates[at].parameters)
+        templates = table.served(match, socket=socket)
+        for template in reversed(templates):
+            positions.update(template.parameters)
         ours = patterns[0][2].pattern if patterns else None
         return RoutePlan(
             method=method,
-            label=table.label(match, method) if table.templates else ours,
+            label=table.label(match, method, socket=socket) if table.templates else ours,
             lines=[line for line in self.lines if id(line) in owners],
             positions=positions,
             exempt=self._exempt,

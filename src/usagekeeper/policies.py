@@ -32,6 +32,8 @@ METHODS: Final = frozenset(
 )  # fmt: skip
 """Methods that HTTP knows; others share the name "_OTHER", so that no client can invent labels."""
 OTHER: Final = "_OTHER"
+SOCKET: Final = "GET WEBSOCKET"
+"""The plan of WebSocket handshakes: those of GET, and a label of its own. No method that a client sends has a space."""
 
 _MODES: Final = ("enforce", "shadow", "soft")
 _STATUSES: Final = range(1000)
@@ -211,7 +213,7 @@ class RoutePlan:
 
     __slots__ = (
         "_forms", "asks", "body", "cost", "exempt", "form", "gathers", "label", "limited", "lines", "method", "names",
-        "paid", "pays", "positions", "recorded", "secrets", "straight", "style",
+        "paid", "pays", "positions", "recorded", "routed", "secrets", "straight", "style",
     )  # fmt: skip
 
     def __init__(
@@ -229,6 +231,8 @@ class RoutePlan:
         self.method = method
         self.label = label
         self.lines = tuple(lines)
+        self.routed: object = None
+        """The framework's route that was last seen to be the one of the label."""
         self.positions = positions
         self.secrets = tuple(place for name, place in positions.items() if is_secret(name))
         self.exempt = exempt

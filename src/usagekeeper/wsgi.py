@@ -95,7 +95,11 @@ class UsageMiddleware:
                     if spends.refused:
                         self.engine.decide(watched, spends)
             if watched.refusal is None:
-                return watched.passing(self.app(environ, watched.start), environ)
+                body = self.app(environ, watched.start)
+                rule = getattr(environ.get("werkzeug.request"), "url_rule", None)
+                if rule is not None and rule is not plan.routed:
+                    self.engine.agrees(plan, rule, rule.rule)
+                return watched.passing(body, environ)
             return watched.passing(_refuse(watched, watched.refusal), environ)
         except QuotaExceeded as error:
             if not watched.status:
