@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usagekeeper.errors import ConfigurationError
-from usagekeeper.limits import LimitSet, charged_standing, standing
+from usagekeeper.limits import LimitSet, standing, written_standing
 from usagekeeper.rates import LATE, Algorithm, Rate
 from usagekeeper.values import SECOND, SHADOW, SOFT, Limits, Words
 
@@ -160,8 +160,10 @@ def test_a_told_wait_is_as_long_as_needed_and_no_longer(
 def test_what_clients_are_told_is_what_is_read(rates: list[Rate], before: list[tuple[int, int]], step: int) -> None:
     limits = limits_of(*rates)
     row, now, _ = charged(limits, before)
-    for moment in (now, now + step):
+    tell = written_standing(tuple(limits.faces(0)), (limits.size,), charged=False)
+    for moment in (now, now + step, now - step):
         spends = limits.read(row, moment)
+        assert tell([row], moment) == standing(limits.faces(0), [row], moment)
         told, least, tightest, whole = standing(limits.faces(0), [row], moment)
         expected = []
         for face, spend in zip(limits.faces(0), spends, strict=True):
@@ -184,7 +186,8 @@ def test_after_a_charge_the_short_way_tells_the_same(
     after = limits.allocate(row, now, cost)
     if after is not None:
         faces = tuple(limits.faces(1))
-        assert charged_standing(faces, (None, limits.size))([(), after], now) == standing(faces, [(), after], now)
+        tell = written_standing(faces, (None, limits.size), charged=True)
+        assert tell([(), after], now) == standing(faces, [(), after], now)
 
 
 @given(st.lists(rates, min_size=1, max_size=4, unique_by=lambda rate: rate.unit), charges, costs, steps)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final, Literal, NamedTuple
 
 from usagekeeper.exchange import HeaderList, Refusal
-from usagekeeper.limits import LimitSet, charged_standing, standing
-from usagekeeper.unrolled import LISTED, Tell
+from usagekeeper.limits import LimitSet, written_standing
+from usagekeeper.unrolled import LISTED
 from usagekeeper.values import ENFORCE, SECOND, SHADOW, Charge, Spend, Spends, Words
 
 HeaderStyle = Literal["both", "ietf", "legacy", "none"]
@@ -99,11 +99,10 @@ class HeaderForm:
         self._raw_policy = (POLICY_HEADER.lower().encode(), policy.encode())
         self._limits = [(LEGACY_HEADERS[0], str(rate.count)) for _, rate in shown]
         self._raw_limits = [(LEGACY_HEADERS[0].lower().encode(), b"%d" % rate.count) for _, rate in shown]
-        self._tell: Tell = partial(standing, faces)
-        self._tell_charged: Tell = self._tell
+        sizes = tuple(None if limits is None else limits.size for limits in sets)
+        self._tell = self._tell_charged = written_standing(faces, sizes, charged=False)
         if all(limits is None or limits.mode == ENFORCE for limits in sets):  # soft charges may stand past their limits
-            sizes = tuple(None if limits is None else limits.size for limits in sets)
-            self._tell_charged = charged_standing(faces, sizes)
+            self._tell_charged = written_standing(faces, sizes, charged=True)
 
     def raw(self, rows: Sequence[Words], now: int, *, charged: bool = False) -> HeaderList:
         """Headers for ASGI; *charged* if the rows were charged at this very moment."""
@@ -131,13 +130,14 @@ class HeaderForm:
 
     def refused(self, rows: Sequence[Words], now: int, longest: Spend) -> HeaderList:
         """Headers of a refusal: the older ones speak of the limit that keeps the client waiting longest."""
-        headers = [pair for pair in self.raw(rows, now) if not pair[0].startswith(b"x-")]
-        if self._shown != _IETF:
-            values = (longest.limit, longest.remaining, seconds(now + longest.reset_after))
-            headers += [
-                (name.lower().encode(), b"%d" % value) for name, value in zip(LEGACY_HEADERS, values, strict=True)
-            ]
-        return headers
+        headers = [
+            self._raw_policy,
+            (b"ratelimit", self._raw_template % self._tell(rows, now)[0]),
+            (b"x-ratelimit-limit", b"%d" % longest.limit),
+            (b"x-ratelimit-remaining", b"%d" % longest.remaining),
+            (b"x-ratelimit-reset", b"%d" % seconds(now + longest.reset_after)),
+        ]
+        return headers if self._shown is None else headers[self._shown]
 
 
 def quoted(name: str) -> str:
@@ -156,7 +156,7 @@ def refuse(charges: Sequence[Charge], spends: Spends, subject: str | None) -> tu
     for charge, row in zip(charges, spends.rows, strict=True):
         limits = charge.limits
         if limits.mode == "enforce" and isinstance(limits, LimitSet):
-            violated += [spend for spend in limits.read(row, spends.now, charge.cost) if not spend.allowed]
+            violated += limits.refusing(row, spends.now, charge.cost)
     longest = max(violated, key=_wait)
     wait = longest.retry_after
     decision = Decision(
@@ -188,7 +188,7 @@ def over(charge: Charge, row: Words, now: int) -> tuple[str, ...]:
     if not isinstance(limits, LimitSet):
         return ()
     if limits.mode == SHADOW:
-        return tuple(spend.name for spend in limits.read(row, now, charge.cost) if not spend.allowed)
+        return tuple(spend.name for spend in limits.refusing(row, now, charge.cost))
     return limits.passed(row, now)
 
 

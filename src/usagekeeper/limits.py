@@ -14,7 +14,22 @@ from typing import Final
 
 from usagekeeper.errors import ConfigurationError
 from usagekeeper.rates import LATE, Rate, moment, read_fixed, read_gcra, read_sliding, slide
-from usagekeeper.unrolled import FIXED, GCRA, LISTED, SLIDING, Allocate, Face, Row, Standing, Tell, charger, teller
+from usagekeeper.unrolled import (
+    FIXED,
+    GCRA,
+    LISTED,
+    SLIDING,
+    Allocate,
+    Face,
+    Mend,
+    Row,
+    Standing,
+    Tell,
+    charger,
+    expirer,
+    mender,
+    teller,
+)
 from usagekeeper.values import ENFORCE, SECOND, SHADOW, Mode, Spend, Words
 
 _CODES: Final = {"gcra": GCRA, "fixed": FIXED, "sliding": SLIDING}
@@ -25,10 +40,17 @@ _READERS: Final[tuple[Callable[[str, Rate, Words, int, int], Spend], ...]] = (re
 class LimitSet:
     """All limits that one policy sets for one kind of subject."""
 
-    __slots__ = ("_rows", "allocate", "count", "head", "ids", "kind", "mode", "names", "rates", "size", "sizes")
+    __slots__ = (
+        "_rows", "allocate", "count", "expires", "head", "ids", "kind", "mend", "mode", "names", "rates", "size", "sizes",
+    )  # fmt: skip
 
     allocate: Allocate
     """The row after *cost* units were charged to every limit at *now*; None when one of them refuses."""
+    mend: Mend
+    """The row that says the same at *now*, when its times show that the clock was set back; None when they do not.
+    Unmended it would refuse until the clock has caught up."""
+    expires: Callable[[Words], int]
+    """From this moment on the row answers like an all-zero one, to late charges too, and may be forgotten."""
 
     def __init__(
         self,
@@ -52,6 +74,8 @@ class LimitSet:
         self.size = sum(self.sizes)
         self._rows = _compile(rates)
         self.allocate = charger(self._rows, self.size, self._walk)
+        self.mend = mender(self._rows, self.size, self._mended)
+        self.expires = expirer(self._rows, self.size)
 
     def __repr__(self) -> str:
         return f"LimitSet{(*self.head, *self.names)!r}"
@@ -108,11 +132,7 @@ class LimitSet:
                 row += (index, max(0, min(used + units, _MOST)), before)
         return row
 
-    def mend(self, words: Words, now: int) -> list[int] | None:
-        """The row that says the same at *now*, when its times show that the clock was set back; None when they do not.
-
-        Unmended it would refuse until the clock has caught up.
-        """
+    def _mended(self, words: Words, now: int) -> list[int]:
         row = list(words)
         for algorithm, at, step, room, _own in self._rows:
             if algorithm == GCRA:
@@ -120,17 +140,7 @@ class LimitSet:
                     row[at] = now + room
             elif words[at] * step > now + LATE:
                 row[at] = now // step
-        return row if row != list(words) else None
-
-    def expires(self, words: Words) -> int:
-        """From this moment on the row answers like an all-zero one, to late charges too, and may be forgotten."""
-        latest = 0
-        for algorithm, at, step, _room, _own in self._rows:
-            # A sliding window is seen for one window more.
-            ends = words[at] if algorithm == GCRA else (words[at] + algorithm) * step
-            if ends > latest:
-                latest = ends
-        return latest + LATE
+        return row
 
     def read(self, words: Words, now: int, cost: int | None = None) -> list[Spend]:
         """Where every limit stands, and whether a charge of *cost* would fit; None asks for no charge."""
@@ -139,6 +149,19 @@ class LimitSet:
             units = 0 if cost is None else cost if own is None else own
             row = words[at : at + _SIZES[algorithm]]
             spends.append(_READERS[algorithm](name, rate, row, now, units))
+        return spends
+
+    def refusing(self, words: Words, now: int, cost: int) -> list[Spend]:
+        """Where those limits stand that a charge of *cost* does not fit."""
+        spends = []
+        for number, (algorithm, at, step, room, own) in enumerate(self._rows):
+            units = cost if own is None else own
+            if algorithm == GCRA and max(words[at], now) + step * units <= now + room:
+                continue
+            row = words[at : at + _SIZES[algorithm]]
+            spend = _READERS[algorithm](self.names[number], self.rates[number], row, now, units)
+            if not spend.allowed:
+                spends.append(spend)
         return spends
 
     def passed(self, words: Words, now: int) -> tuple[str, ...]:
@@ -188,9 +211,9 @@ def standing(faces: Sequence[Face], rows: Sequence[Words], now: int) -> Standing
     return tuple(told), least, tightest, _whole_at(faces[tightest], rows, now)
 
 
-def charged_standing(faces: tuple[Face, ...], sizes: tuple[int | None, ...]) -> Tell:
-    """`standing` for rows that were just charged within their limits; *sizes* as `teller` wants them."""
-    return teller(faces, sizes, partial(standing, faces))
+def written_standing(faces: tuple[Face, ...], sizes: tuple[int | None, ...], *, charged: bool) -> Tell:
+    """`standing`, written out for these limits; *sizes* and *charged* as `teller` wants them."""
+    return teller(faces, sizes, partial(standing, faces), charged=charged)
 
 
 def _whole_at(face: Face, rows: Sequence[Words], now: int) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
+from usagekeeper.rates import LATE
 from usagekeeper.values import SECOND, Words
 
 GCRA: Final = 0
@@ -28,6 +29,7 @@ limits with several units a second; then the fewest units left, the position of 
 in epoch seconds."""
 
 Allocate = Callable[[Words, int, int], Words | None]
+Mend = Callable[[Words, int], Words | None]
 Tell = Callable[[Sequence[Words], int], Standing]
 
 LISTED: Final = 10
@@ -64,16 +66,40 @@ def _charge(rows: Sequence[Row], size: int) -> str:
     return _function("walk", "words, now, cost", [*lines, f"return {_names(range(size))}"])
 
 
-def teller(faces: tuple[Face, ...], sizes: tuple[int | None, ...], read: Tell) -> Tell:
-    """How *faces* stand where every row was just charged within its limits; *sizes* are the words of each row, None
-    where clients are told nothing of it. *read* answers where a charge of nothing stands past a limit."""
-    if not faces or any(face[1] == SLIDING for face in faces):
-        return read
-    made: Tell = _made(_tell(faces, sizes))(read)
+def mender(rows: tuple[Row, ...], size: int, walk: Mend) -> Mend:
+    """`LimitSet.mend`: *walk* mends the row, once it is seen to be ahead of the clock."""
+    if not rows:
+        return walk
+    ahead = [
+        f"w{at} > now + {room + LATE}" if algorithm == GCRA else f"w{at} * {step} > now + {LATE}"
+        for algorithm, at, step, room, _ in rows
+    ]
+    lines = [f"{_names(range(size))} = words", f"return walk(words, now) if {' or '.join(ahead)} else None"]
+    made: Mend = _made(_function("walk", "words, now", lines))(walk)
     return made
 
 
-def _tell(faces: Sequence[Face], sizes: Sequence[int | None]) -> str:
+def expirer(rows: tuple[Row, ...], size: int) -> Callable[[Words], int]:
+    """`LimitSet.expires`. A sliding window is seen for one window more."""
+    ends = [f"w{at}" if row == GCRA else f"(w{at} + {row}) * {step}" for row, at, step, _, _ in rows]
+    lines = [f"{_names(range(size))} = words", f"return max(0, {', '.join(ends)}) + {LATE}"]
+    made: Callable[[Words], int] = _made(_function("", "words", lines if rows else [f"return {LATE}"]))()
+    return made
+
+
+def teller(faces: tuple[Face, ...], sizes: tuple[int | None, ...], read: Tell, *, charged: bool) -> Tell:
+    """How *faces* stand; *sizes* are the words of each row, None where clients are told nothing of it.
+
+    *charged* if every row was just charged within its limits: then none has to be brought to this moment first. *read*
+    answers where something else turns out.
+    """
+    if not faces or any(face[1] == SLIDING for face in faces):
+        return read
+    made: Tell = _made(_tell(faces, sizes, charged=charged))(read)
+    return made
+
+
+def _tell(faces: Sequence[Face], sizes: Sequence[int | None], *, charged: bool) -> str:
     first = [sum(size or 0 for size in sizes[:row]) for row in range(len(sizes))]
     taken = "".join(
         "_, " if size is None else f"({_names(range(start, start + size))}), "
@@ -83,21 +109,30 @@ def _tell(faces: Sequence[Face], sizes: Sequence[int | None]) -> str:
     for position, (row, algorithm, at, step, room, count, quick) in enumerate(faces):
         word, left = f"w{first[row] + at}", f"left{position}"
         if algorithm == GCRA:
+            if not charged:
+                lines.append(f"{word} = now if {word} < now else {word} if {word} < now + {room} else now + {room}")
             lines.append(f"{left} = ({room} + now - {word}) // {step}")
             more = f"({word} - now + {step} * {left} + {step - room + _UP}) // {SECOND} if {left} < {count} else 0"
             ends.append(f"({word} + {_UP}) // {SECOND}")
         else:
-            lines.append(f"{left} = {room} - w{first[row] + at + 1}")
+            used = f"w{first[row] + at + 1}"
+            if not charged:
+                lines += [
+                    f"index = now // {step}",
+                    f"if {word} > index: return read(rows, now)",
+                    f"{used} = 0 if {word} < index else {used} if {used} < {room} else {room}",
+                    f"{word} = index",
+                ]
+            lines.append(f"{left} = {room} - {used}")
             more = f"(({word} + 1) * {step} - now + {_UP}) // {SECOND}"
             ends.append(f"({word} + 1) * {step // SECOND}")
         if position < LISTED:
             told += f"{left}, " if quick else f"{left}, {more}, "
     every = ", ".join(f"left{position}" for position in range(len(faces)))
     lines.append(f"least = min({every})" if len(faces) > 1 else "least = left0")
-    lines += [
-        "if least < 0: return read(rows, now)",
-        f"told = ({told})",
-    ]
+    if charged:
+        lines.append("if least < 0: return read(rows, now)")  # charged nothing, past a limit
+    lines.append(f"told = ({told})")
     lines += [f"if least == left{position}: return told, least, {position}, {end}" for position, end in enumerate(ends)]
     return _function("read", "rows, now", lines)
 
@@ -114,5 +149,5 @@ def _function(given: str, arguments: str, lines: Sequence[str]) -> str:
 @lru_cache(maxsize=256)
 def _made(source: str) -> Any:
     scope: dict[str, Any] = {}
-    exec(compile(source, "<limits, written out>", "exec"), {"__builtins__": {"min": min}}, scope)
+    exec(compile(source, "<limits, written out>", "exec"), {"__builtins__": {"min": min, "max": max}}, scope)
     return scope["make"]

@@ -394,15 +394,16 @@ def test_a_cancelled_wait_leaves_the_lock_alone(path: Path, monkeypatch: pytest.
 
 
 def test_an_operation_that_fails_inside_changes_nothing(path: Path, counters: SqliteCounters) -> None:
-    class Broken(LimitSet):
-        def expires(self, words: Words) -> int:
-            raise KeyboardInterrupt
+    def interrupted(words: Words) -> int:
+        raise KeyboardInterrupt
 
+    broken = LimitSet("app", "other", LIMITS.rates)
+    broken.expires = interrupted
     assert charge(counters)
     charges = [
         Charge(LIMITS, "bob", 1),
         Charge(LIMITS, "ann", 1),
-        Charge(Broken("app", "other", LIMITS.rates), "ann", 1),
+        Charge(broken, "ann", 1),
     ]
     with pytest.raises(KeyboardInterrupt):
         counters.apply(Operation(charges, NOW))

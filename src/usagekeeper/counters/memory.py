@@ -13,13 +13,14 @@ from typing import Final
 
 from usagekeeper.counters.base import AsyncCounters, judge
 from usagekeeper.errors import ConfigurationError
-from usagekeeper.values import ALLOCATE, Limits, Operation, Spends, Words
+from usagekeeper.values import ALLOCATE, ENFORCE, Limits, Operation, Spends, Words
 
 _SHARDS: Final = 256
 _FEW: Final = 32
 """Dicts smaller than this are not searched for rows to give back."""
 
 _FITS: Final = [True]
+_FITS_NOT: Final = [False]
 
 _Shard = dict[str, bytes]
 
@@ -66,10 +67,13 @@ class MemoryCounters:
                 shard = table.shards[hash(value) & 255]
                 packed = shard.get(value)
                 if packed is not None:
-                    charged = limits.allocate(table.unpack(packed), now, charge.cost)
+                    row: Words = table.unpack(packed)
+                    charged = limits.allocate(row, now, charge.cost)
                     if charged is not None:
                         shard[value] = table.pack(*charged)
                         return Spends(now, False, _FITS, [charged])
+                    if limits.mode == ENFORCE and limits.mend(row, now) is None:
+                        return Spends(now, True, _FITS_NOT, [row])
             places: list[tuple[_Table, _Shard, str]] = []
             rows: list[Words] = []
             for charge in charges:
