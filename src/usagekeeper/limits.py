@@ -41,7 +41,8 @@ class LimitSet:
     """All limits that one policy sets for one kind of subject."""
 
     __slots__ = (
-        "_rows", "allocate", "count", "expires", "head", "ids", "kind", "mend", "mode", "names", "rates", "size", "sizes",
+        "_rows", "allocate", "count", "expires", "head", "ids", "kind", "mend", "mode", "names", "rates", "size",
+        "sizes",
     )  # fmt: skip
 
     allocate: Allocate

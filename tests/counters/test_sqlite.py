@@ -33,6 +33,8 @@ from usagekeeper.counters import open_counters
 from usagekeeper.counters import sqlite as module
 from usagekeeper.counters.base import Counters
 from usagekeeper.counters.sqlite import SqliteCounters, open_sqlite
+from usagekeeper.counters.sqlite_rows import Layout
+from usagekeeper.counters.sqlite_schema import OWNER, connected
 from usagekeeper.errors import ConfigurationError, StoreUnavailable
 from usagekeeper.limits import LimitSet
 from usagekeeper.rates import Rate
@@ -208,13 +210,12 @@ def test_a_place_that_cannot_work_is_said_at_the_start(tmp_path: Path, monkeypat
 
 def test_a_loop_leaves_opening_to_a_thread(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened_in = []
-    connected = module._connected
 
     def noting(path: Path, mode: str) -> sqlite3.Connection:
         opened_in.append(threading.current_thread())
         return connected(path, mode)
 
-    monkeypatch.setattr(module, "_connected", noting)
+    monkeypatch.setattr(module, "connected", noting)
     with closing(SqliteCounters(path)) as counters:
         assert not asyncio.run(awaited(counters.async_half(), ONE)).refused
     assert opened_in != []
@@ -518,7 +519,7 @@ def test_an_empty_file_becomes_one_of_counters(path: Path, counters: SqliteCount
     [
         ("CREATE TABLE orders (id)", "belongs to another application"),
         ("PRAGMA application_id = 1970498416", "belongs to another application"),
-        (f"PRAGMA application_id = {module._OWNER}; PRAGMA user_version = 2", "a newer usagekeeper wrote the file"),
+        (f"PRAGMA application_id = {OWNER}; PRAGMA user_version = 2", "a newer usagekeeper wrote the file"),
     ],
 )
 def test_a_file_of_somebody_else_is_left_alone(
@@ -587,7 +588,7 @@ _cuts = st.lists(st.integers(0, 12), max_size=5).map(sorted)
 @given(_texts, _cuts, _cuts)
 def test_no_two_keys_are_written_alike(text: str, one: list[int], other: list[int]) -> None:
     keys = [tuple(text[a:b] for a, b in pairwise([0, *cuts, len(text)])) for cuts in (one, other)]
-    written = [module._Layout(Keyed(*head)).key(value) for *head, value in keys]
+    written = [Layout(Keyed(*head)).key(value) for *head, value in keys]
     assert (written[0] == written[1]) == (keys[0] == keys[1])
     assert max(map(len, written)) <= 48
 
@@ -641,10 +642,8 @@ def test_a_word_beyond_64_bits_stops_there(path: Path, counters: SqliteCounters,
         def force(self, words: Words, now: int, cost: int) -> list[int]:
             return [word]
 
-        def expires(self, words: Words) -> int:
-            return word
-
     odd = Odd("app", "odd", [Rate(5, "day")])
+    odd.expires = lambda words: word
     for to in ("new", "new", "ann"):
         counters.apply(Operation([Charge(odd, to, 1)], NOW, ADJUST))
     counters.close()
@@ -702,7 +701,7 @@ class Later:
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Later:
     later = Later()
-    monkeypatch.setattr(module, "_LOG", 100)
+    monkeypatch.setattr(module, "LOG", 100)
     monkeypatch.setattr(module._THREADS, "pool", later)
     return later
 

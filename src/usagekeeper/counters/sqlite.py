@@ -14,20 +14,30 @@ from __future__ import annotations
 import ctypes
 import os
 import sqlite3
-import struct
 import threading
 from asyncio import get_running_loop
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from hashlib import blake2b
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Final
 
 from usagekeeper.counters.base import judge
+from usagekeeper.counters.sqlite_rows import LAYOUTS, MOST, Layout, layout_of
+from usagekeeper.counters.sqlite_schema import (
+    CHECKPOINT,
+    INSERT,
+    LOG,
+    SELECT,
+    SELECT_LAST,
+    UPDATE,
+    VERSION,
+    connected,
+    sentence,
+)
 from usagekeeper.errors import ConfigurationError, StoreUnavailable
-from usagekeeper.values import ALLOCATE, SECOND, Charge, Limits, Operation, Spends, Words
+from usagekeeper.values import ALLOCATE, SECOND, Charge, Operation, Spends, Words
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
@@ -146,100 +156,11 @@ def open_sqlite(url: str) -> SqliteCounters:
     return SqliteCounters(path)
 
 
-# -- rows ----------------------------------------------------------------------------------------
-
-_LONGEST_KEY: Final = 48
-_LEAST: Final = -(1 << 63)
-_MOST: Final = (1 << 63) - 1
-_ID: Final = 8
-
-
-class _Layout:
-    """How the rows of one policy are written: under which keys, and which word belongs to what.
-
-    A row tells what it holds: the number of its limits, of each its id and how many words it has,
-    then the words. So counts are found again when limits were added, removed or put in another
-    order. Limits that only another process knows (during a deployment) follow in the same form and
-    are handed on unread.
-    """
-
-    __slots__ = ("empty", "expires", "ids", "label", "prefix", "size", "sizes", "words")
-
-    def __init__(self, limits: Limits) -> None:
-        parts = [part.encode("utf-8", "surrogatepass") for part in limits.head]
-        self.label = bytes([len(parts)]) + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-        self.ids = limits.ids
-        self.sizes = limits.sizes
-        self.prefix = _described(limits.ids, limits.sizes)
-        self.words = struct.Struct(f"<{limits.size}q")
-        self.size = len(self.prefix) + self.words.size
-        self.empty = (0,) * limits.size
-        self.expires = limits.expires
-
-    def key(self, value: str) -> bytes:
-        """One key for each (head, value), and for no other: the head tells its parts and their lengths."""
-        key = self.label + value.encode("utf-8", "surrogatepass")
-        if len(key) <= _LONGEST_KEY:
-            return key
-        return b"\xff" + blake2b(key, digest_size=16).digest()  # no head has 255 parts
-
-    def read(self, state: bytes) -> tuple[Words, bytes]:
-        """The words of these limits, 0 where the row does not know one; and what belongs to others."""
-        if state.startswith(self.prefix) and len(state) >= self.size:
-            return self.words.unpack_from(state, len(self.prefix)), state[self.size :]
-        known = _taken_apart(state)
-        words = b"".join(
-            found if len(found := known.pop(limit, b"")) == 8 * size else bytes(8 * size)
-            for limit, size in zip(self.ids, self.sizes, strict=True)
-        )
-        rest = _described(tuple(known), [len(words) // 8 for words in known.values()])
-        return self.words.unpack(words), b"".join((rest, *known.values())) if known else b""
-
-    def write(self, words: Words, rest: bytes) -> bytes:
-        """The row as bytes; a number beyond 64 bits stops at their end."""
-        try:
-            return self.prefix + self.words.pack(*words) + rest
-        except struct.error:
-            return self.prefix + self.words.pack(*(max(_LEAST, min(word, _MOST)) for word in words)) + rest
-
-
-def _described(ids: Sequence[bytes], sizes: Sequence[int]) -> bytes:
-    limits = (limit + bytes([size]) for limit, size in zip(ids, sizes, strict=True))
-    return len(ids).to_bytes(2, "big") + b"".join(limits)
-
-
-def _taken_apart(state: bytes) -> dict[bytes, bytes]:
-    """The words of every limit in a row, by its id; of a damaged row what can be told."""
-    known: dict[bytes, bytes] = {}
-    while state:
-        count = int.from_bytes(state[:2], "big")
-        words = 2 + count * (_ID + 1)
-        for at in range(2, min(words, len(state)), _ID + 1):
-            size = 8 * int.from_bytes(state[at + _ID : at + _ID + 1], "big")
-            known.setdefault(state[at : at + _ID], state[words : words + size])
-            words += size
-        state = state[words:]
-    return known
-
-
-_LAYOUTS: Final[dict[Limits, _Layout]] = {}
-_FEW_LAYOUTS: Final = 4096
-
-
-def _layout(limits: Limits) -> _Layout:
-    if len(_LAYOUTS) >= _FEW_LAYOUTS:  # limits made per subject: compiled again, never piled up
-        _LAYOUTS.clear()
-    layout = _LAYOUTS[limits] = _Layout(limits)
-    return layout
-
-
 # -- the file in this process --------------------------------------------------------------------
 
 _SWEEP_EACH: Final = 8
 _SWEPT: Final = 4 * _SWEEP_EACH
 """Rows looked at, each time: while a pass goes over n rows at most n/3 new ones come, so n <= used + n/3."""
-_LOG: Final = 4096
-"""Writes after which the write-ahead log is emptied (8 MiB): fsyncs of 1-50 ms, too long for a request."""
 _QUICK: Final = 0.01
 _REMEMBERED: Final = 4096
 _FORK_PATIENCE: Final = 1.0
@@ -248,7 +169,7 @@ _LONGEST_PAUSE: Final = 1.0
 _REPLACED: Final = 3
 """Tries to find the files in place that were just opened."""
 
-_Found = tuple[_Layout, bytes, Words, bytes | None, int]
+_Found = tuple[Layout, bytes, Words, bytes | None, int]
 """Layout, key, words, what belongs to others (None: the row is new), when the row may be forgotten."""
 
 
@@ -317,7 +238,7 @@ class _File:
             finally:
                 self._leave()
         except (sqlite3.Error, OSError) as error:
-            raise self._failed(_sentence(error), seen) from error
+            raise self._failed(sentence(error), seen) from error
         self._misses = 0
         return spends
 
@@ -357,12 +278,12 @@ class _File:
         return spends
 
     def _find(self, charge: Charge) -> _Found:
-        layout = _LAYOUTS.get(charge.limits) or _layout(charge.limits)
+        layout = LAYOUTS.get(charge.limits) or layout_of(charge.limits)
         key = layout.key(charge.value)
         known = self._rows.get(key)
         if known is not None and known[0] is layout:
             return known
-        self._run(_SELECT, (key,))
+        self._run(SELECT, (key,))
         found = self._fetch()
         if found is None:
             return layout, key, layout.empty, None, 0
@@ -382,12 +303,12 @@ class _File:
         until = layout.expires(words)
         if rest and expires > until:
             until = expires
-        if not 0 <= until <= _MOST:
-            until = max(0, min(until, _MOST))
-        self._run(_INSERT if rest is None else _UPDATE, (layout.write(words, rest or b""), until, key))
+        if not 0 <= until <= MOST:
+            until = max(0, min(until, MOST))
+        self._run(INSERT if rest is None else UPDATE, (layout.write(words, rest or b""), until, key))
         self._remember((layout, key, words, rest or b"", until))
         self._written += 1
-        if self._written >= _LOG:
+        if self._written >= LOG:
             self._written = 0
             with suppress(RuntimeError):  # the interpreter is ending: closing empties the log as well
                 _THREADS.pool.submit(self._tidy)
@@ -398,7 +319,7 @@ class _File:
         if self._inserted % _SWEEP_EACH != 1:
             return
         (start,) = self._run("SELECT after FROM swept").fetchone()
-        last = self._run(_SELECT_LAST, (start, _SWEPT - 1)).fetchone()
+        last = self._run(SELECT_LAST, (start, _SWEPT - 1)).fetchone()
         if last is None:
             self._run("DELETE FROM counts WHERE key > ? AND expires <= ?", (start, now))
         else:
@@ -478,7 +399,7 @@ class _File:
             return False
 
     def _open(self) -> None:
-        connection = _connected(self.path, "rwc")
+        connection = connected(self.path, "rwc")
         cursor = connection.cursor()
         self._run, self._fetch = cursor.execute, cursor.fetchone
         self._file = os.stat(self.path)
@@ -500,10 +421,14 @@ class _File:
 
     def _tidy(self) -> None:
         """In a thread: move the write-ahead log into the file while others go on counting, then start it anew."""
-        with self._tidying, suppress(sqlite3.Error, OSError), closing(_connected(self.path, "rw")) as connection:
-            connection.execute(_CHECKPOINT)
+        with (
+            self._tidying,
+            suppress(sqlite3.Error, OSError),
+            closing(connected(self.path, "rw")) as connection,
+        ):
+            connection.execute(CHECKPOINT)
             began = monotonic()
-            connection.execute(_CHECKPOINT)  # what came meanwhile: about as much as is left for the next step
+            connection.execute(CHECKPOINT)  # what came meanwhile: about as much as is left for the next step
             if monotonic() - began > _QUICK or not self._lock.acquire(timeout=_DEADLINE):
                 return
             try:
@@ -511,8 +436,8 @@ class _File:
                     # The log starts anew when all of it is on disk, so everybody has to wait for that. Where it
                     # takes long the log rather grows on, until a better moment or its largest size.
                     try:
-                        connection.execute(_CHECKPOINT)
-                        connection.execute(f"PRAGMA user_version = {_VERSION}")
+                        connection.execute(CHECKPOINT)
+                        connection.execute(f"PRAGMA user_version = {VERSION}")
                     finally:
                         flock(self._fd, LOCK_UN)
             finally:
@@ -618,71 +543,3 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
-
-
-# -- the file itself -----------------------------------------------------------------------------
-
-_OWNER: Final = 0x75736B63
-"""SQLite's application_id of our counters: "uskc"."""
-_VERSION: Final = 1
-_SCHEMA: Final = (
-    "CREATE TABLE counts (key BLOB PRIMARY KEY, state BLOB NOT NULL, expires INTEGER NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE swept (after BLOB NOT NULL)",
-    "INSERT INTO swept VALUES (x'')",
-    f"PRAGMA application_id = {_OWNER}",
-    f"PRAGMA user_version = {_VERSION}",
-)
-_CHECKPOINT: Final = "PRAGMA wal_checkpoint(PASSIVE)"
-_SELECT: Final = "SELECT state, expires FROM counts WHERE key = ?"
-_SELECT_LAST: Final = "SELECT key FROM counts WHERE key > ? ORDER BY key LIMIT 1 OFFSET ?"
-_INSERT: Final = "INSERT OR REPLACE INTO counts (state, expires, key) VALUES (?, ?, ?)"
-_UPDATE: Final = "UPDATE counts SET state = ?, expires = ? WHERE key = ?"
-
-
-def _connected(path: Path, mode: str) -> sqlite3.Connection:
-    # Only who opens may have to wait for SQLite itself: another process closes without our lock when it ends.
-    connection = sqlite3.connect(
-        f"{path.as_uri()}?mode={mode}", uri=True, timeout=_DEADLINE, isolation_level=None, check_same_thread=False
-    )
-    try:
-        _prepare(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _prepare(connection: sqlite3.Connection) -> None:
-    run = connection.execute
-    run("PRAGMA page_size = 2048")  # a write logs a page; twenty limits still fit into a row of this one
-    run("PRAGMA synchronous = OFF")  # others wait while a file is made; what is lost with it was not there before
-    (owner,) = run("PRAGMA application_id").fetchone()
-    (version,) = run("PRAGMA user_version").fetchone()
-    new = not owner and not run("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    if not new and owner != _OWNER:
-        raise sqlite3.DatabaseError("the file belongs to another application, counters need one of their own")
-    if version > _VERSION:
-        raise sqlite3.DatabaseError(
-            f"a newer usagekeeper wrote the file (version {version}, this one knows {_VERSION})"
-        )
-    if run("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
-        raise sqlite3.OperationalError("the file lies where SQLite cannot share a write-ahead log")
-    run(f"PRAGMA wal_autocheckpoint = {16 * _LOG}")  # its largest size: 128 MiB
-    if new:
-        run("BEGIN IMMEDIATE")
-        for statement in _SCHEMA:
-            run(statement)
-        run("COMMIT")
-    run("PRAGMA synchronous = NORMAL")
-    run("PRAGMA busy_timeout = 0")
-
-
-_HINTS: Final = {
-    sqlite3.SQLITE_NOTADB: "; it is no SQLite file: name another one, or move it away",
-    sqlite3.SQLITE_CORRUPT: "; it is damaged: move it away with its -wal and -shm, counts start anew then",
-}
-
-
-def _sentence(error: Exception) -> str:
-    code = getattr(error, "sqlite_errorcode", None)
-    return str(error) + (_HINTS.get(code & 0xFF, "") if code is not None else "")
