@@ -278,7 +278,7 @@ class Engine:
                 self.application,
                 method if method in METHODS else OTHER,
                 protocol,
-                request.path if not plan.secrets else _hidden(request.path, plan.secrets),
+                request.path if not plan.secrets and request.path[:1] == "/" else _hidden(request.path, plan.secrets),
                 _queried(query) if query else "",
                 plan.label,
                 ticket.subject if notes is None or notes.subject is None else notes.subject,
@@ -327,7 +327,11 @@ def _credentials(value: str | bytes) -> tuple[str | None, str | None]:
 
 
 def _hidden(path: str, positions: Sequence[int]) -> str:
-    segments = canonical(path).split("/")
+    """*path* without secret segments, and without the user and password that an absolute-form target may carry."""
+    path = canonical(path)
+    if positions and "/." in path:  # it may have matched as a file system reads it, with other positions
+        return REDACTED
+    segments = path.split("/")
     for position in positions:
         if position < len(segments):
             segments[position] = REDACTED
