@@ -236,6 +236,7 @@ class Call(Generic[Application]):
     def close(self) -> None:
         for keeper in self._keepers:
             keeper.close()
+            assert not keeper.disagreements, "a framework chose another route than the label says"
 
 
 # -- ASGI -------------------------------------------------------------------------------------------------------------

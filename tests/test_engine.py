@@ -11,9 +11,9 @@ import pytest
 
 from tests.helpers import CLIENT, AsgiCall, Call, Down, Received, Reply, WsgiCall, asgi_application, http_scope
 from usagekeeper import ConfigurationError, Header, PathParam, Policy, Rate, Request, UsageKeeper, asgi
-from usagekeeper.engine import METHODS, OTHER, Engine
+from usagekeeper.engine import Engine
 from usagekeeper.exchange import AsgiRequest
-from usagekeeper.policies import RoutePlan
+from usagekeeper.policies import METHODS, OTHER, RoutePlan
 from usagekeeper.records import decode
 from usagekeeper.routes import Template
 from usagekeeper.ticket import Ticket

@@ -366,16 +366,17 @@ from usagekeeper.limits import LimitSet
 from usagekeeper.values import Charge, Operation
 inside, release = threading.Event(), threading.Event()
 
-class Holding(LimitSet):
-    def allocate(self, words, now, cost):
-        inside.set()
-        release.wait()
-        return list(words)
+def hold(words, now, cost):
+    inside.set()
+    release.wait()
+    return words
 
 keeper = UsageKeeper(store="memory://", policies=[Policy("p", limits=["9/minute"])])
 middleware = UsageMiddleware(app, keeper=keeper)
 serve()
-holding = Operation([Charge(Holding("default", "other", []), "x", 1)], 0)
+limits = LimitSet("default", "other", [])
+limits.allocate = hold
+holding = Operation([Charge(limits, "x", 1)], 0)
 thread = threading.Thread(target=keeper.counters.apply, args=[holding])
 thread.start()
 inside.wait()

@@ -17,13 +17,13 @@ PACKAGE = Path(__file__).parent.parent / "src/usagekeeper"
 # A package with a base stands where its base does; `usagekeeper` are the public names.
 LAYERS = """
     errors values
-    exchange proxies rates quotas limits
+    exchange proxies rates quotas unrolled limits
     routes records identity meters decisions ticket usage
     policies engine stats
     counters.base stores.base directory.base journal recorder
     counters.* stores.* directory.* billing.* agents
     models config api dashboard keeper usagekeeper
-    discovery asgi wsgi cli __main__ testing
+    discovery websocket asgi wsgi cli __main__ testing
     starlette fastapi flask demo
 """
 ENTRIES = [(layer, e) for layer, line in enumerate(LAYERS.split("\n")[1:]) for e in line.split()]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usagekeeper.errors import ConfigurationError
-from usagekeeper.limits import LimitSet, charged_standing, standing, whole_at
+from usagekeeper.limits import LimitSet, standing, written_standing
 from usagekeeper.rates import LATE, Algorithm, Rate
 from usagekeeper.values import SECOND, SHADOW, SOFT, Limits, Words
 
@@ -160,16 +160,19 @@ def test_a_told_wait_is_as_long_as_needed_and_no_longer(
 def test_what_clients_are_told_is_what_is_read(rates: list[Rate], before: list[tuple[int, int]], step: int) -> None:
     limits = limits_of(*rates)
     row, now, _ = charged(limits, before)
-    for moment in (now, now + step):
+    tell = written_standing(tuple(limits.faces(0)), (limits.size,), charged=False)
+    for moment in (now, now + step, now - step):
         spends = limits.read(row, moment)
-        told, least, tightest = standing(limits.faces(0), [row], moment)
+        assert tell([row], moment) == standing(limits.faces(0), [row], moment)
+        told, least, tightest, whole = standing(limits.faces(0), [row], moment)
         expected = []
         for face, spend in zip(limits.faces(0), spends, strict=True):
             expected.append(spend.remaining)
             if not face[-1]:
                 expected.append(_seconds(spend.more_after))
-            assert whole_at(face, [row], moment) == _seconds(moment + spend.reset_after)
-        assert told == expected
+            assert standing([face], [row], moment)[3] == _seconds(moment + spend.reset_after)
+        assert list(told) == expected
+        assert whole == _seconds(moment + spends[tightest].reset_after)
         assert least == min(spend.remaining for spend in spends)
         assert tightest == [spend.remaining for spend in spends].index(least)
 
@@ -181,8 +184,22 @@ def test_after_a_charge_the_short_way_tells_the_same(
     limits = limits_of(*(rate for rate in rates if rate.algorithm != "sliding"), Rate(30, "day"))
     row, now, _ = charged(limits, before)
     after = limits.allocate(row, now, cost)
-    if after is not None and cost:
-        assert charged_standing(limits.faces(0), [after], now) == standing(limits.faces(0), [after], now)
+    if after is not None:
+        faces = tuple(limits.faces(1))
+        tell = written_standing(faces, (None, limits.size), charged=True)
+        assert tell([(), after], now) == standing(faces, [(), after], now)
+
+
+@given(st.lists(rates, min_size=1, max_size=4, unique_by=lambda rate: rate.unit), charges, costs, steps)
+def test_written_out_a_charge_is_what_the_loop_makes_of_it(
+    rates: list[Rate], before: list[tuple[int, int]], cost: int, back: int
+) -> None:
+    limits = limits_of(*rates)
+    row, now, _ = charged(limits, before)
+    for moment in (now, now - back, now + back):
+        expected = limits._walk(row, moment, cost)
+        after = limits.allocate(row, moment, cost)
+        assert (after and list(after)) == expected
 
 
 def _seconds(microseconds: int) -> int:

@@ -15,12 +15,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import usagekeeper.recorder as module
 from usagekeeper.errors import ConfigurationError, StoreUnavailable
 from usagekeeper.recorder import Recorder
-from usagekeeper.records import UsageRecord, encode
+from usagekeeper.records import UsageRecord, encode, grouped
 from usagekeeper.stores.memory import MemoryStore
 from usagekeeper.stores.sqlite import SqliteStore
 from usagekeeper.testing.store_suite import SECOND, START, everything, make_record
@@ -115,7 +116,7 @@ def make(store: Store) -> Iterator[Callable[..., Recorder]]:
 
 def encoded(serial: int = 1, **changes: Any) -> bytes:
     record = make_record(serial, **changes)
-    return encode(tuple(getattr(record, name) for name in UsageRecord.__struct_fields__))
+    return encode(grouped(msgspec.structs.asdict(record)))
 
 
 def fill(recorder: Recorder, *serials: int) -> None:

@@ -31,6 +31,7 @@ from usagekeeper.records import (
     decode,
     encode,
     encode_bounded,
+    grouped,
     is_secret,
     record_id,
     redact,
@@ -193,7 +194,7 @@ def test_what_was_encoded_is_decoded(record: UsageRecord) -> None:
     values = msgspec.structs.asdict(record)
     for name in HEADERS:  # as ASGI servers hand them over
         values[name] = values[name].encode() if values[name] is not None else None
-    assert decode(encode(tuple(values.values()))) == record
+    assert decode(encode(grouped(values))) == record
 
 
 @given(record=every_record)
@@ -201,7 +202,7 @@ def test_text_of_wsgi_is_decoded_to_the_same(record: UsageRecord) -> None:
     values = msgspec.structs.asdict(record)
     for name in HEADERS:
         values[name] = values[name].encode().decode("latin-1") if values[name] is not None else None
-    assert decode(encode(tuple(values.values()))) == record
+    assert decode(encode(grouped(values))) == record
 
 
 @pytest.mark.parametrize("sent", ["Ünï/1.0 日本".encode(), b"\xdcn\xef/1.0", b"plain/1.0"], ids=ascii)
@@ -368,10 +369,8 @@ def test_units_are_recorded_exactly(units: Any) -> None:
 
 
 def test_units_beyond_64_bits_are_recorded_exactly() -> None:
-    values = [None] * len(FIELDS)
-    values[FIELDS.index("units")] = 2**70  # type: ignore[call-overload]
-    values[FIELDS.index("violated")] = values[FIELDS.index("policies")] = ()  # type: ignore[call-overload]
-    assert decode(encode_bounded(tuple(values))).units == 2**70
+    values = dict.fromkeys(FIELDS) | {"units": 2**70, "violated": (), "policies": ()}
+    assert decode(encode_bounded(grouped(values))).units == 2**70
 
 
 # -- secrets ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
+from usagekeeper import websocket
 from usagekeeper.config import Options
 from usagekeeper.decisions import RAW_HEADER_NAMES
 from usagekeeper.discovery import discover
@@ -32,6 +33,12 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _LOG: Final = logging.getLogger("usagekeeper")
 
 
+class _NoKeeper:
+    """Stands for the keeper that a wrong option has prevented: it never starts."""
+
+    epoch = None
+
+
 class UsageMiddleware:
     """Watches, limits and records the requests of an ASGI *app*.
 
@@ -51,6 +58,8 @@ class UsageMiddleware:
     def __init__(self, app: App, *, keeper: UsageKeeper | None = None, **options: Unpack[Options]) -> None:
         self.app = app
         self.keeper = None
+        self._current: UsageKeeper | _NoKeeper = _NoKeeper()
+        self._epoch: object = self  # the epoch of no keeper
         self._error: ConfigurationError | None = None
         if not callable(app):
             raise ConfigurationError(f"UsageMiddleware wraps an ASGI application, not {app!r}: {_RIGHT_LINE}")
@@ -60,15 +69,16 @@ class UsageMiddleware:
             self._error = error
 
     def _attach(self, keeper: UsageKeeper) -> None:
-        self.keeper = keeper
+        self.keeper = self._current = keeper
         self.engine = keeper.engine()
-        self._mark = keeper.mark
-        self._clock = keeper.now
+        self._price = self.engine.price
+        self.close_ticket = self.engine.close
+        self.mark = keeper.mark
+        self.clock = keeper.now
         self.timer = keeper.timer
-        self._find: Callable[[str, str, str], RoutePlan | None] = self.engine.find if keeper.enabled else _nothing
-        self._apply = keeper.counters.async_half().apply
+        self.find: Callable[[str, str, str], RoutePlan | None] = self.engine.find if keeper.enabled else _nothing
+        self._apply: Any = keeper.counters.async_half().apply
         self.record = keeper.recorder.record
-        self._epoch: object = None
         self._discovered = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,33 +86,31 @@ class UsageMiddleware:
         if scope["type"] != "http":
             await self._other(scope, receive, send)
             return
-        keeper = self.keeper
-        if keeper is None or keeper.epoch is not self._epoch or self._epoch is None:
+        if self._epoch is not self._current.epoch:
             self._prepare(scope)
-        method = scope["method"]
-        path, root = scope["path"], scope.get("root_path", "")
+        method, path, root = scope["method"], scope["path"], scope.get("root_path", "")
         if root:
             path = asgi_path(scope)
-        plan = self._find(method, path, root)
-        if plan is None or self._mark in scope:
+        plan = self.find(method, path, root)
+        if plan is None or self.mark in scope:
             await self.app(scope, receive, send)
             return
-        scope[self._mark] = True
+        scope[self.mark] = True
         pairs = scope["headers"]
         headers = dict(pairs)
         request = AsgiRequest(method, path, scope, headers, len(headers) != len(pairs))
-        watched = _Watched(plan, request, self._clock() // 1000, self.timer(), driver=self, forward=send)
+        at, began = self.clock() // 1000, self.timer()
+        watched = _Watched(plan, request, at, began, driver=self, forward=send, pull=receive)
         token = current.set(watched)
         try:
-            if request.has_body:
-                receive = watched.counting(receive)
-            if plan.asks or plan.body:
-                receive = await _gather(watched, receive)
-            operation = self.engine.price(watched)
+            if plan.gathers:
+                await _gather(watched)
+            operation = self._price(watched)
             if operation is not None:
                 try:
-                    answer = self._apply(operation)
-                    spends = answer if isinstance(answer, Spends) else await answer
+                    spends = self._apply(operation)
+                    if spends.__class__ is not Spends:
+                        spends = await spends
                 except StoreUnavailable:
                     self.engine.outage(watched)
                 else:
@@ -110,7 +118,10 @@ class UsageMiddleware:
                     if spends.refused:
                         self.engine.decide(watched, spends)
             if watched.refusal is None:
-                await self.app(scope, receive, watched.send)
+                await self.app(scope, watched.receive, watched.send)
+                route = scope.get("route")
+                if route is not None and route is not plan.routed:
+                    self.engine.agrees(plan, route, getattr(route, "path_format", None))
             else:
                 await _refuse(watched, watched.refusal)
         except QuotaExceeded as error:
@@ -130,6 +141,22 @@ class UsageMiddleware:
             except ValueError:  # the garbage collector ends what a stopped loop has left, in no context of ours
                 pass
 
+    async def admit(self, ticket: Ticket) -> None:
+        """Price *ticket*, charge it and decide: what `__call__` does with every request, as one step."""
+        plan = ticket.plan
+        if plan.asks:
+            ticket.found = [await ask(line, ticket.request) if line.asks else None for line in plan.lines]
+        operation = self._price(ticket)
+        if operation is None:
+            return
+        try:
+            answer = self._apply(operation)
+            spends = answer if isinstance(answer, Spends) else await answer
+        except StoreUnavailable:
+            self.engine.outage(ticket)
+        else:
+            self.engine.decide(ticket, spends)
+
     def _prepare(self, scope: Scope) -> None:
         """Take up work in this process, and learn the application's routes."""
         keeper = self.keeper
@@ -143,8 +170,12 @@ class UsageMiddleware:
             self.engine.install(discover((scope.get("app"), self.app)))
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Lifespan and whatever is not HTTP: passed through."""
-        if scope["type"] != "lifespan":
+        """Lifespan, WebSockets, and whatever is neither: passed through."""
+        if scope["type"] == "websocket":
+            if self._epoch is not self._current.epoch:
+                self._prepare(scope)
+            await websocket.serve(self, scope, receive, send)
+        elif scope["type"] != "lifespan":
             await self.app(scope, receive, send)
         elif self._error is not None:
             await _fail_startup(self._error, receive, send)
@@ -166,6 +197,7 @@ class _Watched(Ticket):
 
     driver: UsageMiddleware = None  # type: ignore[assignment]
     forward: Send = None  # type: ignore[assignment]
+    pull: Receive = None  # type: ignore[assignment]
 
     def send(self, message: Message) -> Awaitable[None]:
         """The `send` given to the application."""
@@ -173,59 +205,50 @@ class _Watched(Ticket):
         if kind == "http.response.body":
             body = message.get("body", b"")
             self.bytes_out += len(body) if body.__class__ is bytes else byte_length(body)
-            if not message.get("more_body", False) and not self.closed:
+            if not (message.get("more_body", False) or self.closed):
                 self.close()
         elif kind == "http.response.start":
-            message = self._started(message)
+            message = self._start(message)
         elif kind in _FILES and not self.closed:
-            self._sending(message)
+            self._file(message)
         return self.forward(message)
 
-    def _sending(self, message: Message) -> None:
+    def _start(self, message: Message) -> Message:
+        """The beginning of the response, with our headers. The application may use its message and its list again:
+        they are copied, never changed."""
+        self.status = message["status"]
+        self.started = self.driver.timer()
+        headers = message.get("headers", ())
+        if headers.__class__ is not list:  # any iterable is allowed, and may be one that is read once
+            message = {**message, "headers": (headers := list(headers))}
+        told = _by_name(headers)
+        self.length, self.mimetype = told.get(b"content-length"), told.get(b"content-type")
+        form, spends = self.form, self.spends
+        if form is None or spends is None or self.refusal is not None:
+            return message
+        ours = form.raw(spends.rows, spends.now, charged=True)
+        if not RAW_HEADER_NAMES.isdisjoint(told):
+            ours = [pair for pair in ours if pair[0] not in told]
+        return {**message, "headers": headers + ours}
+
+    def _file(self, message: Message) -> None:
         """The server sends a file: the message tells how much of it, or its length was announced."""
         announced = int(self.length) if self.length and self.length.isdigit() and len(self.length) < 19 else 0
         self.bytes_out += message.get("count") or max(announced - self.bytes_out, 0)
         if not message.get("more_body", False):
             self.close()
 
-    def _started(self, message: Message) -> Message:
-        self.status = message["status"]
-        self.started = self.driver.timer()
-        headers = message.get("headers", ())
-        if headers.__class__ is not list:  # any iterable is allowed, and may be one that is read once
-            message = {**message, "headers": (headers := list(headers))}
-        taken = None
-        for name, value in headers:
-            if name == b"content-length":
-                self.length = value
-            elif name == b"content-type":
-                self.mimetype = value
-            elif name in RAW_HEADER_NAMES:
-                taken = [*(taken or ()), name]
-        form, spends = self.form, self.spends
-        if form is None or spends is None or self.refusal is not None:
-            return message
-        ours = form.raw(spends.rows, spends.now, charged=True)
-        if taken:
-            ours = [pair for pair in ours if pair[0] not in taken]
-        # The application may use its message and its list again: they are copied, never changed.
-        return {**message, "headers": [*headers, *ours]}
-
-    def counting(self, receive: Receive) -> Receive:
-        """The `receive` given to the application when there is a body to count."""
-
-        async def counted() -> Message:
-            message = await receive()
-            if message["type"] == "http.request":
-                self.bytes_in += len(message.get("body", b""))
-            return message
-
-        return counted
+    async def receive(self) -> Message:
+        """The `receive` given to the application."""
+        message = await self.pull()
+        if message["type"] == "http.request":
+            self.bytes_in += len(message.get("body", b""))
+        return message
 
     def failed(self, error: BaseException) -> None:
         """The application raised, or was cancelled because the client left."""
         if not self.closed:
-            self.exception = type(error).__name__
+            self.raised(error)
             if not self.status:
                 self.status = 500 if isinstance(error, Exception) else 499
 
@@ -234,21 +257,27 @@ class _Watched(Ticket):
         self.closed = True
         driver = self.driver
         try:
-            driver.record(driver.engine.close(self, driver.timer(), aborted=aborted))
+            driver.record(driver.close_ticket(self, driver.timer(), aborted))
         except Exception:  # a callable of the user such as charge_on
             _LOG.exception("a usage record could not be made")
 
 
-async def _gather(watched: _Watched, receive: Receive) -> Receive:
+def _by_name(headers: list[Any]) -> dict[bytes, bytes]:
+    try:
+        return dict(headers)
+    except (TypeError, ValueError):  # names that servers take although nothing can be looked up by them
+        return {bytes(name): bytes(value) for name, value in headers}
+
+
+async def _gather(watched: _Watched) -> None:
     """What must be known before pricing: the body, and what asynchronous strategies say."""
     plan, request = watched.plan, watched.request
     if plan.body and request.has_body:
-        messages, request.body = await _read_body(receive)
+        messages, request.body = await _read_body(watched.pull)
         request.oversized = request.body is None
-        receive = _replay(messages, receive)
+        watched.pull = _replay(messages, watched.pull)
     if plan.asks:
         watched.found = [await ask(line, request) if line.asks else None for line in plan.lines]
-    return receive
 
 
 async def _read_body(receive: Receive) -> tuple[list[Message], bytes | None]:

@@ -14,7 +14,8 @@ from http import HTTPStatus
 from typing import Any, Final, Literal, NamedTuple
 
 from usagekeeper.exchange import HeaderList, Refusal
-from usagekeeper.limits import LimitSet, charged_standing, standing, whole_at
+from usagekeeper.limits import LimitSet, written_standing
+from usagekeeper.unrolled import LISTED
 from usagekeeper.values import ENFORCE, SECOND, SHADOW, Charge, Spend, Spends, Words
 
 HeaderStyle = Literal["both", "ietf", "legacy", "none"]
@@ -25,9 +26,6 @@ LIMIT_HEADER: Final = "RateLimit"
 LEGACY_HEADERS: Final = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 HEADER_NAMES: Final = frozenset(name.lower() for name in (POLICY_HEADER, LIMIT_HEADER, *LEGACY_HEADERS))
 RAW_HEADER_NAMES: Final = frozenset(name.encode() for name in HEADER_NAMES)
-
-_LISTED: Final = 10
-"""Limits that the headers list at most: long headers cost every client, and servers bound them."""
 
 _PROBLEMS: Final[Mapping[str, tuple[int, str, str]]] = {
     # reason: status, problem type, title. The first two types are those of the rate-limit draft, section 6.
@@ -66,28 +64,32 @@ class Decision(NamedTuple):
         return body
 
 
+_IETF: Final = slice(2)
+_LEGACY: Final = slice(2, None)
+"""Which of the five headers a style shows."""
+
+
 class HeaderForm:
     """The rate-limit headers of one list of charges, rendered as far as start-up allows."""
 
     __slots__ = (
-        "_faces",
         "_limits",
-        "_listed",
         "_policy",
         "_raw_limits",
         "_raw_policy",
         "_raw_template",
-        "_style",
-        "_swift",
+        "_shown",
+        "_tell",
+        "_tell_charged",
         "_template",
-    )
+    )  # fmt: skip
 
     def __init__(self, sets: Sequence[LimitSet | None], style: HeaderStyle) -> None:
         # Aligned with the charges of a request; None where a charge is not shown to clients.
-        self._style = style
-        faces = [face for row, limits in enumerate(sets) if limits for face in limits.faces(row)]
+        self._shown = {"ietf": _IETF, "legacy": _LEGACY}.get(style)
+        faces = tuple(face for row, limits in enumerate(sets) if limits for face in limits.faces(row))
         shown = [pair for limits in sets if limits for pair in zip(limits.names, limits.rates, strict=True)]
-        listed = list(zip(shown, faces, strict=True))[:_LISTED]
+        listed = list(zip(shown, faces, strict=True))[:LISTED]
         policy = ", ".join(f"{quoted(name)};q={rate.count};w={rate.seconds}" for (name, rate), _ in listed)
         self._template = ", ".join(
             f"{quoted(name).replace('%', '%%')};r=%d;t={'1' if face[-1] else '%d'}" for (name, _), face in listed
@@ -97,55 +99,45 @@ class HeaderForm:
         self._raw_policy = (POLICY_HEADER.lower().encode(), policy.encode())
         self._limits = [(LEGACY_HEADERS[0], str(rate.count)) for _, rate in shown]
         self._raw_limits = [(LEGACY_HEADERS[0].lower().encode(), b"%d" % rate.count) for _, rate in shown]
-        self._faces = tuple(faces)
-        self._swift = all(limits is None or (limits.mode == ENFORCE and limits.plain) for limits in sets)
-        self._listed = sum(1 if face[-1] else 2 for _, face in listed)
+        sizes = tuple(None if limits is None else limits.size for limits in sets)
+        self._tell = self._tell_charged = written_standing(faces, sizes, charged=False)
+        if all(limits is None or limits.mode == ENFORCE for limits in sets):  # soft charges may stand past their limits
+            self._tell_charged = written_standing(faces, sizes, charged=True)
 
     def raw(self, rows: Sequence[Words], now: int, *, charged: bool = False) -> HeaderList:
         """Headers for ASGI; *charged* if the rows were charged at this very moment."""
-        stand = charged_standing if charged and self._swift else standing
-        told, remaining, position = stand(self._faces, rows, now)
-        if self._style == "legacy":
-            return [
-                self._raw_limits[position],
-                (b"x-ratelimit-remaining", b"%d" % remaining),
-                (b"x-ratelimit-reset", b"%d" % whole_at(self._faces[position], rows, now)),
-            ]
-        limit = (b"ratelimit", self._raw_template % tuple(told[: self._listed]))
-        if self._style == "ietf":
-            return [self._raw_policy, limit]
-        return [
+        told, remaining, tightest, whole_at = (self._tell_charged if charged else self._tell)(rows, now)
+        headers = [
             self._raw_policy,
-            limit,
-            self._raw_limits[position],
+            (b"ratelimit", self._raw_template % told),
+            self._raw_limits[tightest],
             (b"x-ratelimit-remaining", b"%d" % remaining),
-            (b"x-ratelimit-reset", b"%d" % whole_at(self._faces[position], rows, now)),
+            (b"x-ratelimit-reset", b"%d" % whole_at),
         ]
+        return headers if self._shown is None else headers[self._shown]
 
     def text(self, rows: Sequence[Words], now: int, *, charged: bool = False) -> list[tuple[str, str]]:
         """Headers for WSGI; *charged* if the rows were charged at this very moment."""
-        stand = charged_standing if charged and self._swift else standing
-        told, remaining, position = stand(self._faces, rows, now)
-        headers: list[tuple[str, str]] = []
-        if self._style != "legacy":
-            headers = [self._policy, (LIMIT_HEADER, self._template % tuple(told[: self._listed]))]
-        if self._style != "ietf":
-            headers += (
-                self._limits[position],
-                (LEGACY_HEADERS[1], str(remaining)),
-                (LEGACY_HEADERS[2], str(whole_at(self._faces[position], rows, now))),
-            )
-        return headers
+        told, remaining, tightest, whole_at = (self._tell_charged if charged else self._tell)(rows, now)
+        headers = [
+            self._policy,
+            (LIMIT_HEADER, self._template % told),
+            self._limits[tightest],
+            (LEGACY_HEADERS[1], str(remaining)),
+            (LEGACY_HEADERS[2], str(whole_at)),
+        ]
+        return headers if self._shown is None else headers[self._shown]
 
     def refused(self, rows: Sequence[Words], now: int, longest: Spend) -> HeaderList:
         """Headers of a refusal: the older ones speak of the limit that keeps the client waiting longest."""
-        headers = [pair for pair in self.raw(rows, now) if not pair[0].startswith(b"x-")]
-        if self._style != "ietf":
-            values = (longest.limit, longest.remaining, seconds(now + longest.reset_after))
-            headers += [
-                (name.lower().encode(), b"%d" % value) for name, value in zip(LEGACY_HEADERS, values, strict=True)
-            ]
-        return headers
+        headers = [
+            self._raw_policy,
+            (b"ratelimit", self._raw_template % self._tell(rows, now)[0]),
+            (b"x-ratelimit-limit", b"%d" % longest.limit),
+            (b"x-ratelimit-remaining", b"%d" % longest.remaining),
+            (b"x-ratelimit-reset", b"%d" % seconds(now + longest.reset_after)),
+        ]
+        return headers if self._shown is None else headers[self._shown]
 
 
 def quoted(name: str) -> str:
@@ -164,7 +156,7 @@ def refuse(charges: Sequence[Charge], spends: Spends, subject: str | None) -> tu
     for charge, row in zip(charges, spends.rows, strict=True):
         limits = charge.limits
         if limits.mode == "enforce" and isinstance(limits, LimitSet):
-            violated += [spend for spend in limits.read(row, spends.now, charge.cost) if not spend.allowed]
+            violated += limits.refusing(row, spends.now, charge.cost)
     longest = max(violated, key=_wait)
     wait = longest.retry_after
     decision = Decision(
@@ -196,7 +188,7 @@ def over(charge: Charge, row: Words, now: int) -> tuple[str, ...]:
     if not isinstance(limits, LimitSet):
         return ()
     if limits.mode == SHADOW:
-        return tuple(spend.name for spend in limits.read(row, now, charge.cost) if not spend.allowed)
+        return tuple(spend.name for spend in limits.refusing(row, now, charge.cost))
     return limits.passed(row, now)
 
 

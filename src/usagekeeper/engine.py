@@ -5,29 +5,36 @@ The request path is flat on purpose: plans are compiled once, and what a request
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from operator import itemgetter
 from typing import Any, Final
 
+from msgspec import Raw
+
 from usagekeeper.decisions import Decision, HeaderForm, HeaderStyle, OnRefusal, over, refusal, refuse
 from usagekeeper.errors import ConfigurationError
-from usagekeeper.exchange import Refusal, Request, header_key
+from usagekeeper.exchange import Refusal, Request, Text, header_key
 from usagekeeper.identity import Identity, Rejection
 from usagekeeper.limits import LimitSet
-from usagekeeper.policies import Line, OnOutage, Policy, RoutePlan
+from usagekeeper.policies import METHODS, OTHER, SOCKET, Line, OnOutage, Policy, RoutePlan
 from usagekeeper.proxies import ClientOf, peer_of
 from usagekeeper.records import (
     ALLOWED,
+    LARGE,
     OVER,
     REDACTED,
     REFUSED,
     SHADOWED,
     UNMETERED,
+    Rare,
     Serials,
     authorization,
+    encode,
     encode_bounded,
+    of_plan,
     redact_query,
     redact_url,
 )
@@ -35,14 +42,10 @@ from usagekeeper.routes import Match, Rest, Route, RouteTable, Template, canonic
 from usagekeeper.ticket import Ticket
 from usagekeeper.values import SHADOW, Charge, Operation, Spends
 
-METHODS: Final = frozenset(
-    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY")
-)  # fmt: skip
-"""Methods that HTTP knows; others share the name "_OTHER", so that no client can invent labels."""
-OTHER: Final = "_OTHER"
 CLIENT_LEFT: Final = 499
 """Recorded where a client left before any answer. It pays in full: whoever could leave for free would."""
 
+_LOG: Final = logging.getLogger("usagekeeper")
 _REMEMBERED: Final = 2048
 """Paths in one generation of the cache; longer ones than the next figure are not remembered."""
 _LONGEST: Final = 256
@@ -75,6 +78,8 @@ class Engine:
     ) -> None:
         self.application = application
         self.serials = Serials()
+        self.disagreements = 0
+        """Requests that the framework served by another route than their label says."""
         self._client_of = client_of
         self._direct = client_of is peer_of
         self._exempt = exempt
@@ -85,7 +90,11 @@ class Engine:
             for policy in policies
         )
         self.anybody = Line(
-            Policy("-"), application=application, identity=identity, client_of=client_of, on_outage=on_outage
+            Policy("-", charge_on="always"),
+            application=application,
+            identity=identity,
+            client_of=client_of,
+            on_outage=on_outage,
         )
         self._routes = tuple(routes)
         for line in self.lines:
@@ -96,7 +105,7 @@ class Engine:
             *(route for line in self.lines for route in line.routes),
         )
         self._whitelisted = len(whitelist)
-        self._methods = METHODS | {route.method for route in self._entries if route.method != "*"} | {OTHER}
+        self._methods = METHODS | {route.method for route in self._entries if route.method != "*"} | {OTHER, SOCKET}
         self._owners = [line for line in self.lines for _ in line.routes]
         self.install(())
 
@@ -108,6 +117,18 @@ class Engine:
         self._recent: dict[str | tuple[str, str], _Leaf] = {}
 
     # -- which plan -----------------------------------------------------------------------------------------------
+
+    def agrees(self, plan: RoutePlan, route: object, path: str | None) -> bool:
+        """Whether the *route* that the framework chose, with its own *path* below any mounts, is the one of the label.
+
+        What is not is counted: a policy by pattern holds there all the same, but the record says another route.
+        """
+        if not self._table.templates or path is None or (plan.label is not None and plan.label.endswith(path)):
+            plan.routed = route
+            return True
+        self.disagreements += 1
+        _LOG.debug("the framework chose the route %r where the label is %r", path, plan.label)
+        return False
 
     def find(self, method: str, path: str, root: str = "") -> RoutePlan | None:
         """What to do with a request, None when it is not watched; *path* is below the mount *root*."""
@@ -149,6 +170,8 @@ class Engine:
     def _plan(
         self, table: RouteTable, match: Match, method: str, inside: tuple[int, ...], depth: int
     ) -> RoutePlan | None:
+        socket = method == SOCKET
+        method = "GET" if socket else method
         entries = [(at, self._entries[at]) for at in match.entries if self._entries[at].covers(method)]
         if match.exact and any(at < self._whitelisted for at, _ in entries):
             return None
@@ -163,16 +186,19 @@ class Engine:
         for _, at, route in reversed(patterns):  # the more specific names win, and the framework's own over ours
             skipped = 0 if at in inside else depth
             positions.update({name: place - skipped for name, place in route.parameters.items() if place > skipped})
-        for at in reversed(match.templates):
-            positions.update(table.templates[at].parameters)
+        templates = table.served(match, socket=socket)
+        for template in reversed(templates):
+            positions.update(template.parameters)
         ours = patterns[0][2].pattern if patterns else None
         return RoutePlan(
             method=method,
-            label=table.label(match, method) if table.templates else ours,
+            label=table.label(match, method, socket=socket) if table.templates else ours,
             lines=[line for line in self.lines if id(line) in owners],
             positions=positions,
             exempt=self._exempt,
             style=self._style,
+            anybody=self.anybody,
+            application=self.application,
         )
 
     # -- what it costs and whether it may -------------------------------------------------------------------------
@@ -183,11 +209,13 @@ class Engine:
         if plan.positions:
             request.positions = plan.positions
         if plan.straight is not None:
-            read, limits, cost = plan.straight
+            read, limits = plan.straight
             value = read(request)
             if value.__class__ is str:
-                ticket.subject, ticket.kind = value, limits.kind
-                ticket.charges = charges = [Charge(limits, value, cost)]
+                ticket.subject, ticket.kind, ticket.usual = value, limits.kind, True
+                if not limits.count:
+                    return None
+                ticket.charges = charges = [Charge(limits, value, plan.cost)]
                 ticket.form = plan.form
                 return Operation(charges, ticket.at)
         return self._price(ticket, plan, request)
@@ -234,6 +262,7 @@ class Engine:
         ticket.spends = spends
         if not spends.refused:
             return None
+        ticket.usual = False
         decision, longest = refuse(ticket.charges, spends, ticket.subject)
         ticket.reason, ticket.violated = decision.reason, decision.violated
         form = ticket.form
@@ -243,12 +272,14 @@ class Engine:
 
     def exceeded(self, ticket: Ticket, decision: Decision) -> Refusal:
         """The answer when the handler's own charge was refused and it left that to us."""
+        ticket.usual = False
         ticket.reason, ticket.violated = decision.reason, decision.violated
         ticket.refusal = refusal(decision, [], self._on_refusal)
         return ticket.refusal
 
     def outage(self, ticket: Ticket) -> Refusal | None:
         """What the policies say to counters that do not answer: 503 when one of them denies."""
+        ticket.usual = False
         if not any(charge.limits in line.denies for line in ticket.plan.lines for charge in ticket.charges):
             ticket.unmetered = True
             ticket.charges = []
@@ -260,55 +291,44 @@ class Engine:
 
     # -- what is said and kept ------------------------------------------------------------------------------------
 
-    def close(self, ticket: Ticket, now: int, *, aborted: bool = False) -> bytes:
+    def close(self, ticket: Ticket, now: int, aborted: bool = False) -> bytes:
         """The finished exchange as an encoded record; *now* is the timer's, in nanoseconds."""
-        request, plan, notes, began = ticket.request, ticket.plan, ticket.notes, ticket.began
-        protocol, query, peer, referer, credentials, kept = request.observed()
-        scheme, digest = _credentials(credentials) if credentials else (None, None)
-        method, spends = request.method, ticket.spends
-        if ticket.refusal is None and not ticket.unmetered and (spends is None or False not in spends.fits):
-            outcome, violated = ALLOWED, ticket.violated
-        else:
-            outcome, violated = _outcome(ticket)
-        return encode_bounded(
-            (
-                ticket.at,
-                self.serials.next(),
-                self.serials.process,
-                self.application,
-                method if method in METHODS else OTHER,
-                protocol,
-                request.path if not plan.secrets and request.path[:1] == "/" else _hidden(request.path, plan.secrets),
-                _queried(query) if query else "",
-                plan.label,
-                ticket.subject if notes is None or notes.subject is None else notes.subject,
-                ticket.kind if notes is None or notes.subject is None else "subject",
-                outcome,
-                ticket.reason,
-                violated,
-                plan.names,
-                _units(ticket, plan),
-                ticket.status,
-                aborted,
-                ticket.exception,
-                None if notes is None else notes.error_code,
-                (ticket.started - began) // 1000 if ticket.started else None,
-                (now - began) // 1000,
-                ticket.bytes_in,
-                ticket.bytes_out,
-                ticket.length,
-                ticket.mimetype,
-                _without_secrets(referer) if referer else None,
-                peer if self._direct else self._client_of(request),
-                scheme,
-                digest,
-                _NO_NOTES if notes is None else notes.metadata,
-                kept,
-            )
+        request, plan, began, started = ticket.request, ticket.plan, ticket.began, ticket.started
+        protocol, query, peer, kept = request.observed()
+        if kept[-1] is not None or kept[-2] is not None:
+            kept = _without_secrets(kept)
+        method, status, serials = request.method, ticket.status, self.serials
+        usual = ticket.usual and not aborted
+        values = (
+            ticket.at,
+            serials.next(),
+            serials.process,
+            plan.recorded if method == plan.method else self._recorded(plan, method),
+            request.path if not plan.secrets and request.path[:1] == "/" else _hidden(request.path, plan.secrets),
+            _queried(query) if query else "",
+            protocol,
+            peer if self._direct else self._client_of(request),
+            ticket.subject,
+            ticket.kind,
+            (plan.cost if status in plan.paid else 0) if usual else _units(ticket, plan),
+            status,
+            (started - began) // 1000 if started else None,
+            (now - began) // 1000,
+            ticket.bytes_in,
+            ticket.bytes_out,
+            ticket.length,
+            ticket.mimetype,
+            kept,
+            None if usual else _rare(ticket, aborted),
         )
+        try:
+            encoded = encode(values)
+        except (UnicodeEncodeError, OverflowError, TypeError):  # what the server handed over is not Unicode, or huge
+            return encode_bounded(values)
+        return encoded if len(encoded) <= LARGE else encode_bounded(values)
 
-
-_NO_NOTES: Final[Mapping[str, Any]] = {}
+    def _recorded(self, plan: RoutePlan, method: str) -> Raw:
+        return of_plan(self.application, method if method in METHODS else OTHER, plan.label, plan.names)
 
 
 def _preflight(request: Request) -> bool:
@@ -320,10 +340,6 @@ def _form(ticket: Ticket) -> HeaderForm | None:
     if len(ticket.charges) == plan.limited:
         return plan.form
     return plan.form_of(tuple(charge.limits for charge in ticket.charges if isinstance(charge.limits, LimitSet)))
-
-
-def _credentials(value: str | bytes) -> tuple[str | None, str | None]:
-    return authorization(value.encode("latin-1", "replace") if isinstance(value, str) else value)
 
 
 def _hidden(path: str, positions: Sequence[int]) -> str:
@@ -339,13 +355,28 @@ def _hidden(path: str, positions: Sequence[int]) -> str:
 
 
 def _queried(query: str | bytes) -> str:
-    return redact_query(query if isinstance(query, str) else query.decode("latin-1"))
+    return redact_query(_latin(query))
 
 
-def _without_secrets(referer: str | bytes) -> str | bytes:
-    if isinstance(referer, bytes):
-        return redact_url(referer.decode("latin-1")) if _DELICATE_RAW.search(referer) else referer
-    return redact_url(referer) if _DELICATE.search(referer) else referer
+def _without_secrets(kept: tuple[Text, ...]) -> tuple[Any, ...]:
+    """The headers of a record with its last two, referer and authorization, as they may be kept."""
+    *plain, referer, credentials = kept
+    if referer is not None and (_DELICATE_RAW if isinstance(referer, bytes) else _DELICATE).search(referer):  # type: ignore[arg-type]
+        referer = redact_url(_latin(referer))
+    if credentials is None:
+        return (*plain, referer, None)
+    return (*plain, referer, authorization(_latin(credentials).encode("latin-1", "replace")))
+
+
+def _latin(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("latin-1")
+
+
+def _rare(ticket: Ticket, aborted: bool) -> Rare:
+    outcome, violated = _outcome(ticket)
+    notes = ticket.notes
+    code, metadata = (None, {}) if notes is None else (notes.error_code, notes.metadata)
+    return outcome, ticket.reason, violated, aborted, ticket.exception, code, metadata
 
 
 def _outcome(ticket: Ticket) -> tuple[str, tuple[str, ...]]:
@@ -354,8 +385,8 @@ def _outcome(ticket: Ticket) -> tuple[str, tuple[str, ...]]:
     if ticket.unmetered:
         return UNMETERED, ()
     spends = ticket.spends
-    if spends is None or all(spends.fits):
-        return ALLOWED, ()
+    if spends is None or False not in spends.fits:
+        return ALLOWED, ticket.violated
     names: tuple[str, ...] = ()
     outcome = SHADOWED
     for charge, fits, row in zip(ticket.charges, spends.fits, spends.rows, strict=True):
@@ -371,12 +402,11 @@ def _units(ticket: Ticket, plan: RoutePlan) -> Any:
     if ticket.refusal is not None or ticket.exempt:
         return 0
     payer = ticket.payer or plan
-    if payer.paid is not None:
-        if ticket.status not in payer.paid and ticket.status != CLIENT_LEFT:
+    if ticket.status != CLIENT_LEFT:
+        pays = ticket.status in payer.paid if payer.pays is None else payer.pays(ticket.status)
+        if not pays:
             return 0
-    elif payer.pays is not None and ticket.status != CLIENT_LEFT and not payer.pays(ticket.status):
-        return 0
-    units = ticket.charges[0].cost if ticket.charges else 1
+    units = ticket.charges[0].cost if ticket.charges else 1 if plan.limited else plan.cost
     return units if ticket.notes is None else units + ticket.notes.units
 
 

@@ -46,12 +46,14 @@ MANY: Final = Many()
 One = str | Many | None
 
 Text = str | bytes | None
-Observed = tuple[Text, Text, str | None, Text, Text, tuple[Text, ...]]
-"""What a record is made of, as the server's own bytes or text: scheme, query, peer, referer and authorization (which
-are redacted first), and the headers of `KEPT`."""
+Observed = tuple[Text, Text, str | None, tuple[Text, ...]]
+"""What a record is made of, as the server's own bytes or text: scheme, query, peer and the headers of `OBSERVED`."""
 
-KEPT: Final = ("host", "origin", "user-agent", "content-length", "content-type", "traceparent", "x-request-id")
-"""Headers that every record keeps as they are."""
+OBSERVED: Final = (
+    "host", "origin", "user-agent", "content-length", "content-type", "traceparent", "x-request-id",
+    "referer", "authorization",
+)  # fmt: skip
+"""Headers that a record is made of. All but the last two, which are redacted first, are kept as they are."""
 
 
 class Request(msgspec.Struct):
@@ -215,9 +217,7 @@ class AsgiRequest(Request):
             scope.get("scheme", "http"),
             scope.get("query_string"),
             client[0] if client else None,
-            get(b"referer"),
-            get(b"authorization"),
-            tuple(map(get, _KEPT_RAW)),
+            tuple(map(get, _RAW)),
         )
 
 
@@ -277,14 +277,12 @@ class WsgiRequest(Request):
             get("wsgi.url_scheme"),
             get("QUERY_STRING"),
             get("REMOTE_ADDR") or None,
-            get("HTTP_REFERER"),
-            get("HTTP_AUTHORIZATION"),
-            tuple(map(get, _KEPT_ENVIRON)),
+            tuple(map(get, _ENVIRON)),
         )
 
 
-_KEPT_RAW: Final = tuple(header_key(name).raw for name in KEPT)
-_KEPT_ENVIRON: Final = tuple(header_key(name).environ for name in KEPT)
+_RAW: Final = tuple(header_key(name).raw for name in OBSERVED)
+_ENVIRON: Final = tuple(header_key(name).environ for name in OBSERVED)
 
 
 def asgi_path(scope: Mapping[str, Any]) -> str:

@@ -89,7 +89,7 @@ def _note_exception(sender: Flask, exception: BaseException, **_: object) -> Non
     """Flask answers 500 by itself: the class of what was raised is known here alone."""
     ticket = current.get()
     if ticket is not None and not ticket.closed:
-        ticket.exception = type(exception).__name__
+        ticket.raised(exception)
 
 
 def _too_many(error: QuotaExceeded) -> Response:

@@ -58,13 +58,14 @@ class UsageKeeper:
         self.epoch: object = None
         """Replaced when the keeper takes up work in a process; drivers compare it."""
         self.mark = f"usagekeeper.{id(self):x}"
+        self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
         self.engine()  # whatever is wrong with the rules is said here
         _KEEPERS.add(self)
 
     def engine(self) -> Engine:
         """The rules, compiled anew: each middleware adds the routes of its own application."""
         settings = self._settings
-        return Engine(
+        engine = Engine(
             application=settings.application,
             routes=settings.parsed_routes("routes"),
             whitelist=settings.parsed_routes("whitelist"),
@@ -76,6 +77,13 @@ class UsageKeeper:
             on_refusal=settings.on_refusal,
             on_outage=settings.on_outage,
         )
+        self._engines.add(engine)
+        return engine
+
+    @property
+    def disagreements(self) -> int:
+        """Requests of this process that the framework served by another route than their records say; 0 as a rule."""
+        return sum(engine.disagreements for engine in self._engines)
 
     def start(self) -> None:
         """Take up work in this process; the drivers call it before the first watched request."""

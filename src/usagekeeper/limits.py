@@ -1,37 +1,56 @@
 """The limits of one policy, compiled: one row of integers per subject, charged all or none. No clock, no storage.
 
-This is the flat half of the rates: an object and a call per limit cost three times as much, so a row is charged by one
-loop over plain tuples. `read` says the same through the readable half; a test holds the two together.
+This is the flat half of the rates: an object and a call per limit cost three times as much. A row is charged by
+straight-line code where that can be written, else by one loop over plain tuples. `read` says the same through the
+readable half; tests hold the three together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import blake2b
 from typing import Final
 
 from usagekeeper.errors import ConfigurationError
 from usagekeeper.rates import LATE, Rate, moment, read_fixed, read_gcra, read_sliding, slide
+from usagekeeper.unrolled import (
+    FIXED,
+    GCRA,
+    LISTED,
+    SLIDING,
+    Allocate,
+    Face,
+    Mend,
+    Row,
+    Standing,
+    Tell,
+    charger,
+    expirer,
+    mender,
+    teller,
+)
 from usagekeeper.values import ENFORCE, SECOND, SHADOW, Mode, Spend, Words
 
-_GCRA: Final = 0
-_FIXED: Final = 1
-_SLIDING: Final = 2
-
-_CODES: Final = {"gcra": _GCRA, "fixed": _FIXED, "sliding": _SLIDING}
+_CODES: Final = {"gcra": GCRA, "fixed": FIXED, "sliding": SLIDING}
 _SIZES: Final = (1, 2, 3)
 _READERS: Final[tuple[Callable[[str, Rate, Words, int, int], Spend], ...]] = (read_gcra, read_fixed, read_sliding)
-
-_Row = tuple[int, int, int, int, int | None]
-"""Algorithm, first word, step (spacing or window), room (tolerance or count), own cost."""
-Face = tuple[int, int, int, int, int, int, bool]
-"""What a client is told of a limit: which row, algorithm, first word, step, room, count, several units a second."""
 
 
 class LimitSet:
     """All limits that one policy sets for one kind of subject."""
 
-    __slots__ = ("_rows", "_spaced", "count", "head", "ids", "kind", "mode", "names", "plain", "rates", "size", "sizes")
+    __slots__ = (
+        "_rows", "allocate", "count", "expires", "head", "ids", "kind", "mend", "mode", "names", "rates", "size", "sizes",
+    )  # fmt: skip
+
+    allocate: Allocate
+    """The row after *cost* units were charged to every limit at *now*; None when one of them refuses."""
+    mend: Mend
+    """The row that says the same at *now*, when its times show that the clock was set back; None when they do not.
+    Unmended it would refuse until the clock has caught up."""
+    expires: Callable[[Words], int]
+    """From this moment on the row answers like an all-zero one, to late charges too, and may be forgotten."""
 
     def __init__(
         self,
@@ -54,21 +73,19 @@ class LimitSet:
         self.sizes = tuple(_SIZES[_CODES[rate.algorithm]] for rate in rates)
         self.size = sum(self.sizes)
         self._rows = _compile(rates)
-        # Most sets are gcra alone, with one cost for all: the same arithmetic in half the steps.
-        spaced = all(rate.algorithm == "gcra" and rate.cost is None for rate in rates)
-        self.plain = all(rate.algorithm != "sliding" for rate in rates)
-        """No limit needs more than its own words and the moment to be told."""
-        self._spaced = tuple((row[2], row[3]) for row in self._rows) if spaced else None
+        self.allocate = charger(self._rows, self.size, self._walk)
+        self.mend = mender(self._rows, self.size, self._mended)
+        self.expires = expirer(self._rows, self.size)
 
     def __repr__(self) -> str:
         return f"LimitSet{(*self.head, *self.names)!r}"
 
-    def allocate(self, words: Words, now: int, cost: int) -> list[int] | None:
-        """The row after *cost* units were charged to every limit at *now*; None when one of them refuses."""
+    def _walk(self, words: Words, now: int, cost: int) -> list[int] | None:
+        """`allocate`, limit by limit."""
         row: list[int] = []
         for algorithm, at, step, room, own in self._rows:
             units = cost if own is None else own
-            if algorithm == _GCRA:
+            if algorithm == GCRA:
                 arrival = words[at]
                 if arrival < now:
                     arrival = now
@@ -81,7 +98,7 @@ class LimitSet:
             if words[at] > index:
                 when = moment(words[at], now, step)
                 index = when // step
-            if algorithm == _FIXED:
+            if algorithm == FIXED:
                 used = units + words[at + 1] if words[at] >= index else units
                 if used > room and units:
                     return None
@@ -99,7 +116,7 @@ class LimitSet:
         row: list[int] = []
         for algorithm, at, step, room, own in self._rows:
             units = cost if own is None else own if cost >= 0 else -own
-            if algorithm == _GCRA:
+            if algorithm == GCRA:
                 horizon = now + room
                 arrival = max(words[at], now) if words[at] <= horizon + LATE else horizon
                 forced = max(now, arrival + step * units)
@@ -107,7 +124,7 @@ class LimitSet:
                 row.append(max(arrival, horizon + 1) if units > 0 and forced > horizon else forced)
                 continue
             index = moment(words[at], now, step) // step
-            if algorithm == _FIXED:
+            if algorithm == FIXED:
                 used = units + (words[at + 1] if words[at] >= index else 0)
                 row += (index, max(0, min(used, _MOST)))
             else:
@@ -115,29 +132,15 @@ class LimitSet:
                 row += (index, max(0, min(used + units, _MOST)), before)
         return row
 
-    def mend(self, words: Words, now: int) -> list[int] | None:
-        """The row that says the same at *now*, when its times show that the clock was set back; None when they do not.
-
-        Unmended it would refuse until the clock has caught up.
-        """
+    def _mended(self, words: Words, now: int) -> list[int]:
         row = list(words)
         for algorithm, at, step, room, _own in self._rows:
-            if algorithm == _GCRA:
+            if algorithm == GCRA:
                 if words[at] > now + room + LATE:
                     row[at] = now + room
             elif words[at] * step > now + LATE:
                 row[at] = now // step
-        return row if row != list(words) else None
-
-    def expires(self, words: Words) -> int:
-        """From this moment on the row answers like an all-zero one, to late charges too, and may be forgotten."""
-        latest = 0
-        for algorithm, at, step, _room, _own in self._rows:
-            # A sliding window is seen for one window more.
-            ends = words[at] if algorithm == _GCRA else (words[at] + algorithm) * step
-            if ends > latest:
-                latest = ends
-        return latest + LATE
+        return row
 
     def read(self, words: Words, now: int, cost: int | None = None) -> list[Spend]:
         """Where every limit stands, and whether a charge of *cost* would fit; None asks for no charge."""
@@ -148,13 +151,26 @@ class LimitSet:
             spends.append(_READERS[algorithm](name, rate, row, now, units))
         return spends
 
+    def refusing(self, words: Words, now: int, cost: int) -> list[Spend]:
+        """Where those limits stand that a charge of *cost* does not fit."""
+        spends = []
+        for number, (algorithm, at, step, room, own) in enumerate(self._rows):
+            units = cost if own is None else own
+            if algorithm == GCRA and max(words[at], now) + step * units <= now + room:
+                continue
+            row = words[at : at + _SIZES[algorithm]]
+            spend = _READERS[algorithm](self.names[number], self.rates[number], row, now, units)
+            if not spend.allowed:
+                spends.append(spend)
+        return spends
+
     def passed(self, words: Words, now: int) -> tuple[str, ...]:
         """Names of the limits that a row charged by force is beyond."""
         names = []
         for (algorithm, at, step, room, _own), name in zip(self._rows, self.names, strict=True):
-            if algorithm == _GCRA:
+            if algorithm == GCRA:
                 beyond = words[at] > now + room
-            elif algorithm == _FIXED:
+            elif algorithm == FIXED:
                 beyond = words[at] >= now // step and words[at + 1] > room
             else:
                 when = moment(words[at], now, step)
@@ -172,66 +188,40 @@ class LimitSet:
         ]
 
 
-def standing(faces: Sequence[Face], rows: Sequence[Words], now: int) -> tuple[list[int], int, int]:
-    """What a served client is told: remaining units and whole seconds until more, limit by limit; then the remaining
-    units and the position of the tightest limit.
-
-    Limits with several units a second say no seconds: it is always one.
-    """
+def standing(faces: Sequence[Face], rows: Sequence[Words], now: int) -> Standing:
+    """What a served client is told of limits in any state."""
     told: list[int] = []
     least, tightest = _ENDLESS, 0
     for position, (row, algorithm, at, step, room, count, quick) in enumerate(faces):
         words = rows[row]
-        if algorithm == _GCRA:
-            free = room + now - words[at]
-            if free > room:
-                free = room
-            elif free < 0:
-                free = 0
+        if algorithm == GCRA:
+            free = min(max(0, room + now - words[at]), room)
             remaining = free // step
-            told.append(remaining)
-            if not quick:
-                told.append(0 if free == room else (step - free % step + _ROUND_UP) // SECOND)
-        elif algorithm == _FIXED:
+            more = 0 if free == room else step - free % step
+        elif algorithm == FIXED:
             index = moment(words[at], now, step) // step
             remaining = max(0, room - words[at + 1]) if words[at] >= index else room
-            told += (remaining, ((index + 1) * step - now + _ROUND_UP) // SECOND)
+            more = (index + 1) * step - now
         else:
             remaining, more, _ = _sliding(words[at : at + 3], now, step, count)
-            told += (remaining, (more + _ROUND_UP) // SECOND)
+        if position < LISTED:
+            told += (remaining,) if quick else (remaining, (more + _ROUND_UP) // SECOND)
         if remaining < least:
             least, tightest = remaining, position
-    return told, least, tightest
+    return tuple(told), least, tightest, _whole_at(faces[tightest], rows, now)
 
 
-def charged_standing(faces: Sequence[Face], rows: Sequence[Words], now: int) -> tuple[list[int], int, int]:
-    """`standing` where every row was just charged within its limits: no clamps, and windows are this moment's."""
-    left = [
-        (room + now - rows[row][at]) // step if algorithm == _GCRA else room - rows[row][at + 1]
-        for row, algorithm, at, step, room, _, _ in faces
-    ]
-    least = min(left)
-    if least < 0:  # charged nothing, past a limit
-        return standing(faces, rows, now)
-    told = []
-    for units, (row, algorithm, at, step, room, count, quick) in zip(left, faces, strict=False):
-        told.append(units)
-        if not quick:
-            if algorithm == _FIXED:
-                told.append(((rows[row][at] + 1) * step - now + _ROUND_UP) // SECOND)
-            elif units < count:
-                told.append((rows[row][at] - now - room + (units + 1) * step + _ROUND_UP) // SECOND)
-            else:
-                told.append(0)
-    return told, least, left.index(least)
+def written_standing(faces: tuple[Face, ...], sizes: tuple[int | None, ...], *, charged: bool) -> Tell:
+    """`standing`, written out for these limits; *sizes* and *charged* as `teller` wants them."""
+    return teller(faces, sizes, partial(standing, faces), charged=charged)
 
 
-def whole_at(face: Face, rows: Sequence[Words], now: int) -> int:
+def _whole_at(face: Face, rows: Sequence[Words], now: int) -> int:
     """When a limit is whole again, in epoch seconds, rounded up."""
     row, algorithm, at, step, room, count, _ = face
-    if algorithm == _GCRA:
+    if algorithm == GCRA:
         whole = min(max(now, rows[row][at]), now + room)
-    elif algorithm == _FIXED:
+    elif algorithm == FIXED:
         whole = (moment(rows[row][at], now, step) // step + 1) * step
     else:
         whole = now + _sliding(rows[row][at : at + 3], now, step, count)[2]
@@ -250,12 +240,12 @@ _MOST: Final = 1 << 61
 _ROUND_UP: Final = SECOND - 1
 
 
-def _compile(rates: Sequence[Rate]) -> tuple[_Row, ...]:
-    rows: list[_Row] = []
+def _compile(rates: Sequence[Rate]) -> tuple[Row, ...]:
+    rows: list[Row] = []
     at = 0
     for rate in rates:
         algorithm = _CODES[rate.algorithm]
-        if algorithm == _GCRA:
+        if algorithm == GCRA:
             rows.append((algorithm, at, rate.spacing, rate.spacing * rate.count, rate.cost))
         else:
             rows.append((algorithm, at, rate.period, rate.count, rate.cost))

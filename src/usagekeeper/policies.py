@@ -18,7 +18,7 @@ from usagekeeper.identity import Found, Identity, Rejection, Source, strategy
 from usagekeeper.limits import LimitSet
 from usagekeeper.proxies import ClientOf, address_key
 from usagekeeper.rates import Rate
-from usagekeeper.records import is_secret
+from usagekeeper.records import is_secret, of_plan
 from usagekeeper.routes import Route
 from usagekeeper.values import ENFORCE, SHADOW, Mode
 
@@ -27,8 +27,16 @@ OnOutage = Literal["allow", "deny"]
 Cost = int | Callable[[Request], int]
 ChargeOn = str | Callable[[int], bool]
 
+METHODS: Final = frozenset(
+    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY")
+)  # fmt: skip
+"""Methods that HTTP knows; others share the name "_OTHER", so that no client can invent labels."""
+OTHER: Final = "_OTHER"
+SOCKET: Final = "GET WEBSOCKET"
+"""The plan of WebSocket handshakes: those of GET, and a label of its own. No method that a client sends has a space."""
+
 _MODES: Final = ("enforce", "shadow", "soft")
-_STATUSES: Final = range(100, 600)
+_STATUSES: Final = range(1000)
 _CLASS = re.compile(r"([1-5])xx(?:-([1-5])xx)?")
 _BELOW = re.compile(r"<\s*([1-5]\d\d)")
 
@@ -156,11 +164,12 @@ class Line:
         self.cost = 1 if callable(policy.cost) else policy.cost
         self.cost_of = policy.cost if callable(policy.cost) else None
         self.exempt = policy.exempt
-        self.fixed = self.limited and not self.asks and self.cost_of is None and self.exempt is None
         denies = policy.mode == ENFORCE and (policy.on_outage or on_outage) == "deny"
         self.denies = frozenset(sets.values()) if denies else frozenset[LimitSet]()
         self.pays = policy.charge_on if callable(policy.charge_on) else None
-        self.paid = None if callable(policy.charge_on) else paying(policy.charge_on)
+        self.paid = frozenset[int]() if callable(policy.charge_on) else paying(policy.charge_on)
+        asked = (self.cost_of, self.exempt, self.pays)
+        self.fixed = self.mode == ENFORCE and not self.asks and all(callback is None for callback in asked)
 
     def identify(
         self, request: Request, found: Sequence[Found] | None = None
@@ -203,8 +212,8 @@ class RoutePlan:
     """What is done with the requests of one route and method."""
 
     __slots__ = (
-        "_forms", "asks", "body", "exempt", "form", "label", "limited", "lines", "method", "names", "paid", "pays",
-        "positions", "secrets", "straight", "style",
+        "_forms", "asks", "body", "cost", "exempt", "form", "gathers", "label", "limited", "lines", "method", "names",
+        "paid", "pays", "positions", "recorded", "routed", "secrets", "straight", "style",
     )  # fmt: skip
 
     def __init__(
@@ -216,22 +225,30 @@ class RoutePlan:
         positions: Mapping[str, int],
         exempt: Callable[[Request], bool] | None,
         style: HeaderStyle,
+        anybody: Line,
+        application: str,
     ) -> None:
         self.method = method
         self.label = label
         self.lines = tuple(lines)
+        self.routed: object = None
+        """The framework's route that was last seen to be the one of the label."""
         self.positions = positions
         self.secrets = tuple(place for name, place in positions.items() if is_secret(name))
         self.exempt = exempt
         self.style: HeaderStyle = style
         self.body = any(line.body for line in lines)
         self.asks = any(line.asks for line in lines)
+        self.gathers = self.body or self.asks
         self.names = [line.name for line in lines]
-        self.paid, self.pays = (lines[0].paid, lines[0].pays) if lines else (None, None)
+        self.recorded = of_plan(application, method if method in METHODS else OTHER, label, self.names)
+        # Of the first policy; where there is none, whoever asks is recorded and every answer costs one.
+        first = lines[0] if lines else anybody
+        self.paid, self.pays, self.cost = first.paid, first.pays, first.cost
         # One policy whose charge depends on nothing but the subject: most routes of most applications.
         self.straight = None
-        if len(lines) == 1 and lines[0].fixed and exempt is None and method != "OPTIONS":
-            self.straight = (lines[0].sources[0][0].read, lines[0].sources[0][1], lines[0].cost)
+        if len(lines) < 2 and first.fixed and exempt is None and method != "OPTIONS":
+            self.straight = first.sources[0][0].read, first.sources[0][1]
         limited = tuple(line.sources[0][1] for line in lines if line.limited)
         self.limited = len(limited)
         self._forms: dict[tuple[LimitSet, ...], HeaderForm | None] = {}

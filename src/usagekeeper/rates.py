@@ -105,7 +105,9 @@ def _window(window: str | int | timedelta) -> tuple[int, str]:
     if isinstance(window, str):
         return _written_window(window)
     if not isinstance(window, int) or isinstance(window, bool) or not 1 <= window <= _LONGEST:
-        raise ConfigurationError(f'a window is "minute", "10 seconds", whole seconds or a timedelta, not {shown(window)}')
+        raise ConfigurationError(
+            f'a window is "minute", "10 seconds", whole seconds or a timedelta, not {shown(window)}'
+        )
     for name, seconds in reversed(WINDOWS.items()):
         if window % seconds == 0:
             return window, _named(window // seconds, name)

@@ -216,6 +216,8 @@ class Template:
     """Whether the path has to end with a slash; None where either will do."""
     mounted: int | None = None
     """A mount keeps all that begins like it, whatever the method: so many templates before it are its own."""
+    socket: bool | None = False
+    """Whether the route is for WebSockets; None is either."""
     newline: bool = False
     """The framework's regexes end in `$`, which forgives a newline at the end of a path."""
 
@@ -324,17 +326,22 @@ class RouteTable:
                 self._answers[numbers] = answer
         return answer
 
-    def label(self, match: Match, method: str) -> str | None:
+    def served(self, match: Match, *, socket: bool = False) -> list[Template]:
+        """The templates of *match* that are for requests, or for WebSockets."""
+        return [template for at in match.templates if (template := self.templates[at]).socket in (None, socket)]
+
+    def label(self, match: Match, method: str, *, socket: bool = False) -> str | None:
         """The template that the framework picks for *method*: a full match, else the first of the path alone."""
-        for at in match.templates:
-            template = self.templates[at]
+        templates = self.served(match, socket=socket)
+        for template in templates:
             if template.methods is None or method in template.methods:
                 return template.label
-        if not match.templates:
+        if not templates:
             return None
         last = match.templates[-1]
         own = self.templates[last].mounted
-        return next(self.templates[at].label for at in match.templates if own is None or at >= last - own)
+        found = (at for at in match.templates if own is None or at >= last - own)
+        return next((self.templates[at].label for at in found if self.templates[at] in templates), None)
 
     def _match_below(self, root: str, path: str) -> Match:
         inner = path[len(root) :] if path == root or path.startswith(root + "/") else path

@@ -13,7 +13,7 @@ from usagekeeper.routes import Converter, Piece, Template, segments_of
 def templates(app: Any) -> list[Template]:
     """The routes of *app* in the order in which they are tried, those of mounted applications among them.
 
-    Routes of other hosts come last: a template says nothing about hosts. WebSocket routes have none.
+    Routes of other hosts come last: a template says nothing about hosts.
     """
     return list(_collect(_routed(app), "", (), ()))
 
@@ -27,12 +27,12 @@ def _collect(app: Any, prefix: str, before: tuple[Piece, ...], outer: tuple[Any,
             hosts.append(_routed(route.app))
         elif label is None:
             continue
-        elif hasattr(kind, "methods"):
-            pieces = (*before, *_pieces(label, route.param_convertors))
-            methods = frozenset(route.methods) if route.methods else None
-            yield _template(prefix + label, methods, pieces)
         elif hasattr(kind, "routes"):
             yield from _mounted(route, prefix, before, (*outer, app))
+        elif hasattr(kind, "endpoint"):
+            pieces = (*before, *_pieces(label, route.param_convertors))
+            methods = frozenset((getattr(kind, "methods", None) and route.methods) or ()) or None
+            yield _template(prefix + label, methods, pieces, socket=not hasattr(kind, "methods"))
     for host in hosts:
         if _known(host, (*outer, app)):
             yield from _collect(host, prefix, before, (*outer, app))
@@ -47,7 +47,7 @@ def _mounted(mount: Any, prefix: str, before: tuple[Piece, ...], outer: tuple[An
     own = list(_collect(app, prefix + head, before, outer)) if known else []
     yield from own
     pieces = (*before, "/", Converter("path", ".*", spans=True))
-    yield _template(f"{prefix}{head}/{{path}}", frozenset() if known else None, pieces, mounted=len(own))
+    yield _template(f"{prefix}{head}/{{path}}", frozenset() if known else None, pieces, mounted=len(own), socket=None)
 
 
 def _known(app: Any, outer: tuple[Any, ...]) -> bool:
@@ -56,10 +56,15 @@ def _known(app: Any, outer: tuple[Any, ...]) -> bool:
 
 
 def _template(
-    label: str, methods: frozenset[str] | None, pieces: tuple[Piece, ...], *, mounted: int | None = None
+    label: str,
+    methods: frozenset[str] | None,
+    pieces: tuple[Piece, ...],
+    *,
+    mounted: int | None = None,
+    socket: bool | None = False,
 ) -> Template:
     slash = None if label == "/" else label.endswith("/")
-    return Template(label, methods, segments_of(pieces), slash=slash, mounted=mounted, newline=True)
+    return Template(label, methods, segments_of(pieces), slash=slash, mounted=mounted, socket=socket, newline=True)
 
 
 def _routed(app: Any) -> Any:

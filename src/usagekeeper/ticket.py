@@ -22,7 +22,6 @@ class Notes(msgspec.Struct):
 
     units: int | Decimal = 0
     error_code: str | None = None
-    subject: str | None = None
     metadata: dict[str, Any] = {}
 
 
@@ -59,4 +58,11 @@ class Ticket(msgspec.Struct):
     mimetype: str | bytes | None = None
     exception: str | None = None
     closed: bool = False
+    usual: bool = False
+    """Decided by the subject alone and served, with nothing to add: what most records say of their outcome."""
     notes: Notes | None = None
+
+    def raised(self, error: BaseException) -> None:
+        """The application raised *error*, whoever answers for it."""
+        self.exception = type(error).__name__
+        self.usual = False

@@ -41,7 +41,7 @@ class Usage:
     def subject(self) -> str | None:
         """Who is asking."""
         ticket = self._ticket
-        return None if ticket is None else _notes(ticket).subject or ticket.subject
+        return None if ticket is None else ticket.subject
 
     @property
     def remaining(self) -> int | None:
@@ -86,7 +86,7 @@ class Usage:
         if not isinstance(subject, str) or not subject or len(subject) > 256:
             raise UsageError(f"a subject is a text of 1 to 256 characters, not {subject!r}")
         if self._ticket is not None:
-            _notes(self._ticket).subject = subject
+            self._ticket.subject, self._ticket.kind = subject, "subject"
 
     @property
     def error_code(self) -> str | None:
@@ -110,6 +110,7 @@ def _notes(ticket: Ticket) -> Notes:
     notes = ticket.notes
     if notes is None:
         notes = ticket.notes = Notes()
+        ticket.usual = False
     return notes
 
 

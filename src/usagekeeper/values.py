@@ -57,7 +57,7 @@ class Limits(Protocol):
     """Words in a row."""
     mode: Mode
 
-    def allocate(self, words: Words, now: int, cost: int) -> list[int] | None:
+    def allocate(self, words: Words, now: int, cost: int) -> Words | None:
         """The row after *cost* units were charged to every limit at *now*; None when one of them refuses."""
         ...
 
@@ -65,7 +65,7 @@ class Limits(Protocol):
         """The row after *cost* units were charged past any limit; a negative cost gives back, never below empty."""
         ...
 
-    def mend(self, words: Words, now: int) -> list[int] | None:
+    def mend(self, words: Words, now: int) -> Words | None:
         """The row that says the same at *now*, where its times show that the clock was set back; else None."""
         ...
 

@@ -54,18 +54,20 @@ class UsageMiddleware:
     def _attach(self, keeper: UsageKeeper) -> None:
         self.keeper = keeper
         self.engine = keeper.engine()
+        self._price = self.engine.price
+        self.close_ticket = self.engine.close
         self._mark = keeper.mark
         self._clock = keeper.now
         self.timer = keeper.timer
         self._find: Callable[[str, str, str], RoutePlan | None] = self.engine.find if keeper.enabled else _nothing
         self._apply = keeper.counters.apply
         self.record = keeper.recorder.record
-        self._epoch: object = None
+        self._epoch: object = self  # the epoch of no keeper
         self._discovered = False
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
-        if self.keeper.epoch is not self._epoch or self._epoch is None:
+        if self.keeper.epoch is not self._epoch:
             self._prepare()
         method = environ["REQUEST_METHOD"]
         path = wsgi_path(environ)
@@ -80,9 +82,9 @@ class UsageMiddleware:
         try:
             if request.has_body:
                 environ["wsgi.input"] = watched.input = _CountedInput(environ["wsgi.input"])
-            if plan.body or plan.asks:
+            if plan.gathers:
                 _gather(watched, environ)
-            operation = self.engine.price(watched)
+            operation = self._price(watched)
             if operation is not None:
                 try:
                     spends = self._apply(operation)
@@ -93,7 +95,11 @@ class UsageMiddleware:
                     if spends.refused:
                         self.engine.decide(watched, spends)
             if watched.refusal is None:
-                return watched.passing(self.app(environ, watched.start), environ)
+                body = self.app(environ, watched.start)
+                rule = getattr(environ.get("werkzeug.request"), "url_rule", None)
+                if rule is not None and rule is not plan.routed:
+                    self.engine.agrees(plan, rule, rule.rule)
+                return watched.passing(body, environ)
             return watched.passing(_refuse(watched, watched.refusal), environ)
         except QuotaExceeded as error:
             if not watched.status:
@@ -223,7 +229,7 @@ class _Watched(Ticket):
     def failed(self, error: BaseException) -> None:
         """The application raised."""
         if not self.closed:
-            self.exception = type(error).__name__
+            self.raised(error)
             if not self.status:
                 self.status = 500
 
@@ -235,7 +241,7 @@ class _Watched(Ticket):
             self.bytes_in = self.input.size
         driver = self.driver
         try:
-            driver.record(driver.engine.close(self, driver.timer(), aborted=aborted))
+            driver.record(driver.close_ticket(self, driver.timer(), aborted))
         except Exception:  # a callable of the user such as charge_on
             _LOG.exception("a usage record could not be made")
 

@@ -105,11 +105,12 @@ class Slow(LimitSet):
     def __init__(self) -> None:
         super().__init__("app", "policy", LIMITS.rates)
         self.entered, self.leave = threading.Event(), threading.Event()
+        self.quickly, self.allocate = self.allocate, self.slowly
 
-    def allocate(self, words: Words, now: int, cost: int) -> list[int] | None:
+    def slowly(self, words: Words, now: int, cost: int) -> Words | None:
         self.entered.set()
         assert self.leave.wait(PATIENT)
-        return super().allocate(words, now, cost)
+        return self.quickly(words, now, cost)
 
 
 @contextmanager
@@ -393,15 +394,16 @@ def test_a_cancelled_wait_leaves_the_lock_alone(path: Path, monkeypatch: pytest.
 
 
 def test_an_operation_that_fails_inside_changes_nothing(path: Path, counters: SqliteCounters) -> None:
-    class Broken(LimitSet):
-        def expires(self, words: Words) -> int:
-            raise KeyboardInterrupt
+    def interrupted(words: Words) -> int:
+        raise KeyboardInterrupt
 
+    broken = LimitSet("app", "other", LIMITS.rates)
+    broken.expires = interrupted
     assert charge(counters)
     charges = [
         Charge(LIMITS, "bob", 1),
         Charge(LIMITS, "ann", 1),
-        Charge(Broken("app", "other", LIMITS.rates), "ann", 1),
+        Charge(broken, "ann", 1),
     ]
     with pytest.raises(KeyboardInterrupt):
         counters.apply(Operation(charges, NOW))
@@ -846,12 +848,13 @@ def killed_in_mid_operation(path: Path) -> object:
 
 
 def stops_inside(path: Path) -> object:
-    class Stopping(LimitSet):
-        def allocate(self, words: Words, now: int, cost: int) -> list[int] | None:
-            os.kill(os.getpid(), signal.SIGSTOP)
-            return super().allocate(words, now, cost)
+    def stopping(words: Words, now: int, cost: int) -> Words | None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return LIMITS.allocate(words, now, cost)
 
-    assert charge(SqliteCounters(path, deadline=PATIENT), Stopping("app", "policy", LIMITS.rates))
+    limits = LimitSet("app", "policy", LIMITS.rates)
+    limits.allocate = stopping
+    assert charge(SqliteCounters(path, deadline=PATIENT), limits)
     return "charged"
 
 

@@ -1,4 +1,4 @@
-"""What only ASGI has: messages beyond start and body, background work, cancellation, lifespan, websockets."""
+"""What only ASGI has: messages beyond start and body, background work, cancellation, lifespan."""
 
 import asyncio
 import contextvars
@@ -270,20 +270,6 @@ def test_an_exchange_that_is_dropped_in_another_context_is_recorded(asgi: AsgiCa
 
 
 # -- what is not HTTP -------------------------------------------------------------------------------------------------
-
-
-def test_a_websocket_passes_through_untouched(asgi: AsgiCall) -> None:
-    got: list[Any] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        got.extend((scope, receive, send))
-
-    scope = {"type": "websocket", "path": "/api/x"}
-    given = [scope, receiver(), receiver()]
-    asgi.around(app, policies=[MANY])
-    asgi.run(asgi.app(*given))  # type: ignore[arg-type]
-    assert all(one is other for one, other in zip(got, given, strict=True))
-    assert scope == {"type": "websocket", "path": "/api/x"}
 
 
 def lifespan(app: AsgiApp, asgi: AsgiCall) -> list[Message]:

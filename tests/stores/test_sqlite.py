@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import usagekeeper.stores.sqlite as module
 import usagekeeper.stores.sqlite_rows as rows
 from usagekeeper.errors import ConfigurationError, StoreUnavailable
-from usagekeeper.records import UsageRecord, decode, encode_bounded
+from usagekeeper.records import UsageRecord, decode, encode_bounded, grouped
 from usagekeeper.stores import open_store
 from usagekeeper.stores.base import RecordQuery, UsageStore
 from usagekeeper.stores.sqlite import SqliteStore, check_writable, open_sqlite
@@ -198,7 +198,8 @@ VALUES = st.tuples(*(KINDS.get(name, OPTIONAL) for name in UsageRecord.__struct_
 def test_whatever_the_request_path_encodes_comes_back_from_the_file(
     tmp_path_factory: pytest.TempPathFactory, many: list[tuple[Any, ...]]
 ) -> None:
-    records = [decode(encode_bounded(values)) for values in many]
+    names = UsageRecord.__struct_fields__
+    records = [decode(encode_bounded(grouped(dict(zip(names, values, strict=True))))) for values in many]
     store = SqliteStore(tmp_path_factory.mktemp("any") / "usage.db")
     store.append(records)
     kept = everything(store)
@@ -211,7 +212,7 @@ def test_whatever_the_request_path_encodes_comes_back_from_the_file(
 @pytest.mark.parametrize("length", ["²", "٣", "1" * 5000, "-5", "", "12 "])
 def test_a_length_that_is_no_number_is_unknown(length: str) -> None:
     values = {**{n: getattr(make_record(), n) for n in UsageRecord.__struct_fields__}, "request_length": length}
-    assert decode(encode_bounded(tuple(values.values()))).request_length is None
+    assert decode(encode_bounded(grouped(values))).request_length is None
 
 
 # -- several processes ---------------------------------------------------------------------------

@@ -64,9 +64,10 @@ def judge(operation: Operation, rows: Sequence[Words]) -> tuple[Spends, list[Wor
             mode = charge.limits.mode
             if mode == SOFT:
                 charged = charge.limits.force(row, now, charge.cost)
-            else:
-                refused = refused or mode != SHADOW
+            elif mode == SHADOW:
                 charged = charge.limits.mend(row, now) or row
+            else:
+                refused, charged = True, row
         after.append(charged)
     if kind != ALLOCATE:
         return Spends(now, refused, fits, list(rows)), None

@@ -13,13 +13,14 @@ from typing import Final
 
 from usagekeeper.counters.base import AsyncCounters, judge
 from usagekeeper.errors import ConfigurationError
-from usagekeeper.values import ALLOCATE, Limits, Operation, Spends, Words
+from usagekeeper.values import ALLOCATE, ENFORCE, Limits, Operation, Spends, Words
 
 _SHARDS: Final = 256
 _FEW: Final = 32
 """Dicts smaller than this are not searched for rows to give back."""
 
 _FITS: Final = [True]
+_FITS_NOT: Final = [False]
 
 _Shard = dict[str, bytes]
 
@@ -56,24 +57,26 @@ class MemoryCounters:
 
     def apply(self, operation: Operation) -> Spends:
         """See `Counters.apply`; never unavailable."""
-        now = operation.now
+        charges, now = operation.charges, operation.now
         with self._lock:
-            if len(operation.charges) == 1 and operation.kind == ALLOCATE:
+            if len(charges) == 1 and operation.kind == ALLOCATE:
                 # One policy applies to most requests: what `judge` would say, without its lists.
-                charge = operation.charges[0]
+                charge = charges[0]
                 limits, value = charge.limits, charge.value
-                table = self._known.get(limits)
-                if table is not None:
-                    shard = table.shards[hash(value) & 255]
-                    packed = shard.get(value)
-                    if packed is not None:
-                        charged = limits.allocate(table.unpack(packed), now, charge.cost)
-                        if charged is not None:
-                            shard[value] = table.pack(*charged)
-                            return Spends(now, False, _FITS, [charged])
+                table = self._known.get(limits) or self._table(limits)
+                shard = table.shards[hash(value) & 255]
+                packed = shard.get(value)
+                if packed is not None:
+                    row: Words = table.unpack(packed)
+                    charged = limits.allocate(row, now, charge.cost)
+                    if charged is not None:
+                        shard[value] = table.pack(*charged)
+                        return Spends(now, False, _FITS, [charged])
+                    if limits.mode == ENFORCE and limits.mend(row, now) is None:
+                        return Spends(now, True, _FITS_NOT, [row])
             places: list[tuple[_Table, _Shard, str]] = []
             rows: list[Words] = []
-            for charge in operation.charges:
+            for charge in charges:
                 table = self._known.get(charge.limits) or self._table(charge.limits)
                 value = charge.value
                 shard = table.shards[hash(value) & 255]
