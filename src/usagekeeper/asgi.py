@@ -290,10 +290,15 @@ async def _read_body(receive: Receive) -> tuple[list[Message], bytes | None]:
         if message["type"] != "http.request":
             return messages, bytes(body)
         body += message.get("body", b"")
+        if len(messages) > _MOST_MESSAGES:  # chunks of one byte, or of none: kept as they are they have no bound
+            messages = [{**message, "body": bytes(body)}]
         if len(body) > LARGEST_BODY:
             return messages, None
         if not message.get("more_body", False):
             return messages, bytes(body)
+
+
+_MOST_MESSAGES: Final = 256
 
 
 def _replay(messages: list[Message], receive: Receive) -> Receive:

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, TypedDict
 import pydantic
 
 from usagekeeper.decisions import OnRefusal
-from usagekeeper.errors import ConfigurationError
+from usagekeeper.errors import ConfigurationError, shown
 from usagekeeper.exchange import Request
 from usagekeeper.identity import ClientAddress, Identity, strategy
 from usagekeeper.policies import OnOutage, Policy
@@ -151,7 +151,7 @@ def _sentence(error: pydantic.ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ").partition(" or instance of")[0]
     hint = _HINTS.get(str(first["loc"][0]), "") if first["loc"] else ""
-    return f"option {place} cannot be {first['input']!r}: {message}{hint}"
+    return f"option {place} cannot be {shown(first['input'])}: {message}{hint}"
 
 
 _HINTS: Final = {

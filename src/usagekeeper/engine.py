@@ -304,7 +304,7 @@ class Engine:
             serials.next(),
             serials.process,
             plan.recorded if method == plan.method else self._recorded(plan, method),
-            request.path if not plan.secrets else _hidden(request.path, plan.secrets),
+            request.path if not plan.secrets and request.path[:1] == "/" else _hidden(request.path, plan.secrets),
             _queried(query) if query else "",
             protocol,
             peer if self._direct else self._client_of(request),
@@ -343,7 +343,11 @@ def _form(ticket: Ticket) -> HeaderForm | None:
 
 
 def _hidden(path: str, positions: Sequence[int]) -> str:
-    segments = canonical(path).split("/")
+    """*path* without secret segments, and without the user and password that an absolute-form target may carry."""
+    path = canonical(path)
+    if positions and "/." in path:  # it may have matched as a file system reads it, with other positions
+        return REDACTED
+    segments = path.split("/")
     for position in positions:
         if position < len(segments):
             segments[position] = REDACTED

@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from usagekeeper.decisions import Decision
 
 
+def shown(value: object) -> str:
+    """*value* for a sentence. Python itself refuses to write out an integer of more than 4,300 digits."""
+    return f"an integer of {value.bit_length()} bits" if isinstance(value, int) and abs(value) >> 512 else repr(value)
+
+
 class UsageError(Exception):
     """The root of everything this package raises."""
 

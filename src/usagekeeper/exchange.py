@@ -6,6 +6,7 @@ here trusts a forwarded header, `proxies` decides that.
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
@@ -128,15 +129,29 @@ class Request(msgspec.Struct):
         """Every value of query parameter *name*, decoded."""
         return pair_values(self.query, name)
 
+    def form_values(self, name: str) -> list[str]:
+        """Every value of *name* in the body as a form, decoded."""
+        return pair_values((self.body or b"").decode("latin-1"), name)
+
     def cookie_values(self, name: str) -> list[str]:
         """Every value of cookie *name* (RFC 6265, 5.4); names are exact."""
         found = []
         for line in self.values(_COOKIE):
             for pair in line.split(";"):
-                key, equals, value = pair.strip().partition("=")
-                if equals and key == name:
-                    found.append(value.removeprefix('"').removesuffix('"'))
+                key, equals, value = pair.partition("=")
+                if equals and key.strip() == name:
+                    found.append(_unquoted(value.strip()))
         return found
+
+
+_ESCAPED = re.compile(r"\\(?:([0-3][0-7]{2})|(.))")
+
+
+def _unquoted(value: str) -> str:
+    """A cookie's value as frameworks read it: one session in other quotes must not be another subject."""
+    if len(value) < 2 or value[0] != '"' or value[-1] != '"':
+        return value
+    return _ESCAPED.sub(lambda found: found[2] or chr(int(found[1], 8)), value[1:-1])
 
 
 _COOKIE: Final = header_key("cookie")
@@ -220,6 +235,15 @@ class WsgiRequest(Request):
         query: str = self.environ.get("QUERY_STRING", "")
         return query
 
+    def query_values(self, name: str) -> list[str]:
+        """Every value of a query parameter. What is not encoded is UTF-8 to frameworks of WSGI, Latin-1 to others."""
+        query = self.query
+        return pair_values(query if query.isascii() else _utf8(query.encode("latin-1", "replace")), name)
+
+    def form_values(self, name: str) -> list[str]:
+        """Every value of a form's field, decoded as those of a query."""
+        return pair_values(_utf8(self.body or b""), name)
+
     @property
     def scheme(self) -> str:
         """ "http" or "https"."""
@@ -273,7 +297,11 @@ def asgi_path(scope: Mapping[str, Any]) -> str:
 def wsgi_path(environ: Mapping[str, Any]) -> str:
     """The path below the mount. WSGI carries its bytes as Latin-1 text (PEP 3333); they are UTF-8."""
     path: str = environ.get("PATH_INFO", "") or "/"
-    return path if path.isascii() else path.encode("latin-1", "replace").decode("utf-8", "replace")
+    return path if path.isascii() else _utf8(path.encode("latin-1", "replace"))
+
+
+def _utf8(text: bytes) -> str:
+    return text.decode("utf-8", "replace")
 
 
 def pair_values(encoded: str, name: str) -> list[str]:

@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
-from usagekeeper.errors import ConfigurationError
-from usagekeeper.exchange import MANY, Many, One, Request, header_key, pair_values
+from usagekeeper.errors import ConfigurationError, shown
+from usagekeeper.exchange import MANY, Many, One, Request, header_key
 from usagekeeper.proxies import ClientOf, address_key
 from usagekeeper.records import digest, is_secret
 from usagekeeper.routes import canonical
@@ -164,7 +164,7 @@ class ClientAddress:
         """One source."""
         prefix = self.prefix
         if not isinstance(prefix, int) or not 32 <= prefix <= 128:
-            raise ConfigurationError(f"ClientAddress(prefix=) is between 32 and 128 bits, not {prefix!r}")
+            raise ConfigurationError(f"ClientAddress(prefix=) is between 32 and 128 bits, not {shown(prefix)}")
 
         def read(request: Request) -> Found:
             address = client_of(request)
@@ -209,7 +209,7 @@ class Body:
             mimetype = kind.partition(";")[0].strip().lower() if isinstance(kind, str) else ""
             body = request.body or b""
             if mimetype == "application/x-www-form-urlencoded":
-                return accept(_single(pair_values(body.decode("latin-1"), ".".join(names))))
+                return accept(_single(request.form_values(".".join(names))))
             if mimetype == "application/json" or mimetype.endswith("+json"):
                 return _accept_json(accept, _field(body, names))
             return None

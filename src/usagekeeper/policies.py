@@ -12,7 +12,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, Final, Literal
 
 from usagekeeper.decisions import HeaderForm, HeaderStyle
-from usagekeeper.errors import ConfigurationError
+from usagekeeper.errors import ConfigurationError, shown
 from usagekeeper.exchange import Request
 from usagekeeper.identity import Found, Identity, Rejection, Source, strategy
 from usagekeeper.limits import LimitSet
@@ -113,7 +113,7 @@ def check_cost(cost: object, what: str) -> int:
     """*cost* as whole units; anything else that a caller may give is refused, so that no counter goes astray."""
     if isinstance(cost, int) and not isinstance(cost, bool) and 0 <= cost < 2**53:
         return cost
-    raise ConfigurationError(f"{what} is a whole number of units from 0, not {cost!r}")
+    raise ConfigurationError(f"{what} is a whole number of units from 0, not {shown(cost)}")
 
 
 def paying(charge_on: str) -> frozenset[int]:

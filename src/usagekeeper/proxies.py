@@ -11,7 +11,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
-from usagekeeper.errors import ConfigurationError
+from usagekeeper.errors import ConfigurationError, shown
 from usagekeeper.exchange import Request, header_key
 
 ClientOf = Callable[[Request], str | None]
@@ -37,7 +37,7 @@ def client_of(trusted: int | Sequence[str] | None) -> ClientOf:
     if isinstance(networks, Sequence) and networks and all(isinstance(network, str) for network in networks):
         return _Networks(networks)
     raise ConfigurationError(
-        f'trusted_proxies is a number of proxies (1) or a list of networks (["10.0.0.0/8"]), not {trusted!r}'
+        f'trusted_proxies is a number of proxies (1) or a list of networks (["10.0.0.0/8"]), not {shown(trusted)}'
     )
 
 
@@ -78,7 +78,7 @@ class _Networks:
 
     def __call__(self, request: Request) -> str | None:
         peer = request.peer
-        if peer is None or not self._trusts(peer):
+        if peer is None or not self._trusts(peer[:_LONGEST]):
             return peer
         client = peer
         for entry in reversed(_chain(request)):
@@ -136,9 +136,13 @@ def parse_address(text: str) -> IPv4Address | IPv6Address | None:
     return address
 
 
-@lru_cache(maxsize=4096)
 def address_key(text: str, prefix: int) -> str:
     """The value that requests from one client share: an IPv4 address, or the IPv6 network that one client owns."""
+    return _address_key(text[:_LONGEST], prefix)  # a server that trusts forwarded headers hands over any text
+
+
+@lru_cache(maxsize=4096)
+def _address_key(text: str, prefix: int) -> str:
     address = parse_address(text)
     if isinstance(address, IPv6Address):
         return str(IPv6Network((address, prefix), strict=False))

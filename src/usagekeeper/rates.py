@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, Literal
 
-from usagekeeper.errors import ConfigurationError
+from usagekeeper.errors import ConfigurationError, shown
 from usagekeeper.values import SECOND, Spend, Words
 
 Algorithm = Literal["gcra", "fixed", "sliding"]
@@ -93,7 +93,7 @@ _ZERO_HINT: Final = "; to close a route, leave it out of the application or answ
 
 def _whole(value: object, what: str, *, least: int, hint: str = "") -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _LARGEST:
-        raise ConfigurationError(f"{what} is a whole number from {least} to 10^15 - 1, not {value!r}{hint}")
+        raise ConfigurationError(f"{what} is a whole number from {least} to 10^15 - 1, not {shown(value)}{hint}")
 
 
 def _window(window: str | int | timedelta) -> tuple[int, str]:
@@ -105,7 +105,9 @@ def _window(window: str | int | timedelta) -> tuple[int, str]:
     if isinstance(window, str):
         return _written_window(window)
     if not isinstance(window, int) or isinstance(window, bool) or not 1 <= window <= _LONGEST:
-        raise ConfigurationError(f'a window is "minute", "10 seconds", whole seconds or a timedelta, not {window!r}')
+        raise ConfigurationError(
+            f'a window is "minute", "10 seconds", whole seconds or a timedelta, not {shown(window)}'
+        )
     for name, seconds in reversed(WINDOWS.items()):
         if window % seconds == 0:
             return window, _named(window // seconds, name)

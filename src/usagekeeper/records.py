@@ -374,15 +374,15 @@ SECRET_NAMES: Final = (
 _SECRETS: Final = frozenset(name.replace("-", "") for name in SECRET_NAMES)
 _SECRET_ENDS: Final = ("apikey", "accesskey", "privatekey", "token", "signature", "credential")
 _SECRET_PARTS = re.compile("passw(?:or)?d|passphrase|secret")
-_NOISE = re.compile(r"[\s_-]+")
-_NESTING = re.compile(r"[.\[\]]+")
-"""As in user.password and user[password]."""
+_NOISE = re.compile(r"[^\w.\[\]:/|>]+|_+")
+_NESTING = re.compile(r"[.\[\]:/|>]+")
+"""As in user.pin, user[pin], user:pin, user/pin and user->pin."""
 _USERINFO = re.compile(r"(//)[^/?#]*@", re.ASCII)
 
 
 def is_secret(name: str) -> bool:
-    """Whether a header, parameter or note of this name holds a secret."""
-    return _is_secret(name[:_CUT])
+    """Whether a header, parameter or note of this name holds a secret; what is too long to tell does."""
+    return len(name) > _CUT or _is_secret(name)
 
 
 @lru_cache(maxsize=1024)

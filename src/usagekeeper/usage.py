@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from usagekeeper.decisions import tightest
-from usagekeeper.errors import UsageError
+from usagekeeper.errors import UsageError, shown
 from usagekeeper.records import redact
 from usagekeeper.ticket import Notes, Ticket
 from usagekeeper.values import SECOND, Spend
@@ -119,7 +119,7 @@ def amount_of(amount: object) -> int | Decimal:
     if isinstance(amount, float) and math.isfinite(amount):
         amount = Decimal(str(amount))
     if isinstance(amount, bool) or not isinstance(amount, int | Decimal) or not Decimal(amount).is_finite():
-        raise UsageError(f"an amount is an int, a Decimal or a finite float, not {amount!r}")
+        raise UsageError(f"an amount is an int, a Decimal or a finite float, not {shown(amount)}")
     if not 0 <= amount < 2**53:
-        raise UsageError(f"an amount is from 0 to 2^53 - 1 units, not {amount!r}: giving back is a refund")
+        raise UsageError(f"an amount is from 0 to 2^53 - 1 units, not {shown(amount)}: giving back is a refund")
     return amount
