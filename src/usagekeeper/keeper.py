@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -90,6 +91,7 @@ class UsageKeeper:
         if self.epoch is None:
             self.epoch = object()
             atexit.register(_close, weakref.ref(self))
+            _finalize(weakref.ref(self))
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until every record made so far is in the store; False when that took longer than *timeout* seconds."""
@@ -155,6 +157,13 @@ def _apart(store: object, counters: object) -> None:
             f"store and counters are both {path}, and a SQLite file has one writer: give each a file of its own,"
             ' or leave counters out ("auto" puts them beside the store)'
         )
+
+
+def _finalize(reference: weakref.ref[UsageKeeper]) -> None:
+    """Processes that `multiprocessing` started (workers of granian) leave without `atexit`: they run finalizers."""
+    multiprocessing = sys.modules.get("multiprocessing")
+    if multiprocessing is not None and multiprocessing.parent_process() is not None:
+        sys.modules["multiprocessing.util"].Finalize(None, _close, (reference,), exitpriority=0)
 
 
 def _close(reference: weakref.ref[UsageKeeper]) -> None:

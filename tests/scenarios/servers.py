@@ -177,6 +177,39 @@ def gunicorn(*more: str) -> Callable[[int], list[str]]:
     ]  # fmt: skip
 
 
+def granian(interface: str, *more: str) -> Callable[[int], list[str]]:
+    """The command line of granian for `served.app`."""
+    return lambda port: [
+        "-m", "granian", "served:app", "--interface", interface, "--port", str(port), "--log-level", "warning", *more,
+    ]  # fmt: skip
+
+
+def hypercorn(*more: str) -> Callable[[int], list[str]]:
+    """The command line of hypercorn for `served.app`."""
+    return lambda port: ["-m", "hypercorn", "served:app", "--bind", f"127.0.0.1:{port}", *more]
+
+
+def daphne(*more: str) -> Callable[[int], list[str]]:
+    """The command line of daphne for `served.app`."""
+    return lambda port: ["-m", "daphne", "--port", str(port), *more, "served:app"]
+
+
+def uwsgi(*more: str) -> Callable[[int], list[str]]:
+    """The command line of uWSGI for `served.app`; without threads it would have none for the recorder either."""
+    options = [
+        "--master",
+        "--die-on-term",
+        "--enable-threads",
+        "--need-app",
+        "--disable-logging",
+        "--module",
+        "served:app",
+    ]
+    return lambda port: [
+        "-c", "import pyuwsgi; pyuwsgi.run()", "--http-socket", f"127.0.0.1:{port}", *options, *more,
+    ]  # fmt: skip
+
+
 def werkzeug() -> Callable[[int], list[str]]:
     """The command line of Werkzeug's own server for `served.app`."""
     return lambda port: ["-m", "flask", "--app", "served:app", "run", "--port", str(port), "--with-threads"]
