@@ -247,6 +247,7 @@ async def _gather(watched: _Watched, receive: Receive) -> Receive:
         request.oversized = request.body is None
         receive = _replay(messages, receive)
     if plan.asks:
+        request.positions = plan.positions  # pricing sets them too late for these
         watched.found = [await ask(line, request) if line.asks else None for line in plan.lines]
     return receive
 
