@@ -277,6 +277,7 @@ async def _gather(watched: _Watched) -> None:
         request.oversized = request.body is None
         watched.pull = _replay(messages, watched.pull)
     if plan.asks:
+        request.positions = plan.positions  # pricing sets them too late for these
         watched.found = [await ask(line, request) if line.asks else None for line in plan.lines]
 
 

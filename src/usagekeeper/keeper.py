@@ -41,7 +41,7 @@ class UsageKeeper:
 
     def __init__(self, **options: Unpack[Options]) -> None:
         settings = read_settings(options)
-        self._settings = settings
+        self.settings = settings
         self.application = settings.application
         self.enabled = settings.enabled
         self.policies = tuple(settings.all_policies())
@@ -65,7 +65,7 @@ class UsageKeeper:
 
     def engine(self) -> Engine:
         """The rules, compiled anew: each middleware adds the routes of its own application."""
-        settings = self._settings
+        settings = self.settings
         engine = Engine(
             application=settings.application,
             routes=settings.parsed_routes("routes"),

@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
 
 from usagekeeper.errors import UsageError
+from usagekeeper.printable import sentence
 from usagekeeper.records import UsageRecord, decode
 from usagekeeper.stores.base import UsageStore
 
@@ -252,7 +253,7 @@ class Recorder:
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1
-        self._last_error = f"{type(error).__name__}: {error}"
+        self._last_error = sentence(f"{type(error).__name__}: {error}")  # engines quote what a client wrote
         pause = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(self._failures - 1, 10))
         self._retry_at = self._timer() + pause * random.uniform(1, 2)
         self._say(
@@ -277,7 +278,7 @@ class Recorder:
             try:
                 pruned = self._store.purge(before, limit=limit)
             except Exception as error:
-                self._say(logging.WARNING, "Old usage records are not pruned: %s", error)
+                self._say(logging.WARNING, "Old usage records are not pruned: %s", sentence(str(error)))
                 return
         if pruned:
             self._prune_at = now + _PRUNE_AGAIN

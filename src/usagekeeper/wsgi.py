@@ -313,6 +313,7 @@ def _gather(watched: _Watched, environ: Environ) -> None:
     if plan.body and request.has_body:
         _read_body(request, environ)
     if plan.asks:
+        request.positions = plan.positions  # pricing sets them too late for these
         watched.found = asyncio.run(_ask(watched))
 
 

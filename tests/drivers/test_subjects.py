@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import CLIENT, AsgiCall, Call, Pairs, WsgiCall
-from usagekeeper import Body, ClientAddress, Cookie, Everyone, FirstOf, Header, Host, PathParam, Policy, Query
+from usagekeeper import Body, ClientAddress, Cookie, Everyone, FirstOf, Header, Host, PathParam, Policy, Query, Request
 
 CUSTOMER = Header("X-Customer")
 
@@ -39,6 +39,15 @@ def test_a_subject_is_found(call: Call[Any], identity: Any, target: str, headers
     assert [answer.status for answer in answers] == [200, 429]
     record = answers[0].record
     assert (record.subject, record.subject_kind) == (subject, "subject")
+
+
+async def nobody(request: Request) -> str | None:
+    return None
+
+
+def test_a_path_parameter_is_found_beside_an_asynchronous_strategy(call: Call[Any]) -> None:
+    call.behind(policies=[limited(FirstOf(PathParam("id"), nobody), routes=["/api/{id}"])])
+    assert call("GET", "/api/anne").record.subject == "anne"
 
 
 def test_the_text_of_a_header_is_the_same_in_both_protocols(call: Call[Any]) -> None:

@@ -1,0 +1,46 @@
+"""Whether patterns and policies say what they seem to say of the framework's routes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from usagekeeper.coverage import Covered, covered, rules_of, written
+from usagekeeper.doctor.codes import Finding, finding
+from usagekeeper.locate import Installation
+
+_SHOWN = 5
+
+
+def findings(found: Installation) -> Iterator[Finding]:
+    """What is wrong with the rules."""
+    settings, rules = found.keeper.settings, rules_of(found.keeper)
+    rows = covered(settings, rules, found.templates)
+    limited = any(rule.limits for rule in rules)
+    if not limited:
+        yield finding("UK304", "No policy has a limit: requests are recorded, and nobody is ever refused.")
+    bare = [row for row in rows if row.bare]
+    if limited and bare:
+        yield finding("UK301", f"No policy with a limit covers all of {_listed(bare)}.", _policy(bare[0]))
+    apart = [row for row in rows if row.status in ("not watched", "watched in part")]
+    if apart:
+        yield finding("UK303", f"routes= leaves out {_listed(apart)}: neither limited nor recorded.")
+    if found.templates:
+        for row in written(settings, rules, found.templates):
+            if not row.matches:
+                option = f"{row.option}=" if row.option in ("routes", "whitelist") else f"policy {row.option!r}"
+                yield finding(
+                    "UK302",
+                    f"{option} has {row.route.method} {row.route.pattern}, under which no route of the"
+                    f" {found.framework} application falls.",
+                )
+
+
+def _listed(rows: Sequence[Covered]) -> str:
+    shown = [f"{'|'.join(row.methods)} {row.route}" for row in rows[:_SHOWN]]
+    more = len(rows) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _policy(row: Covered) -> str:
+    head = row.route.split("{")[0].split("<")[0].rstrip("/")
+    return f'Policy("{head.strip("/").replace("/", "-") or "all"}", routes=["{head or ""}/*"], limits=["100/minute"])'
