@@ -65,7 +65,6 @@ class UsageMiddleware:
         self._mark = keeper.mark
         self._clock = keeper.now
         self.timer = keeper.timer
-        self._find: Callable[[str, str, str], RoutePlan | None] = self.engine.find if keeper.enabled else _nothing
         self._apply = keeper.counters.async_half().apply
         self.record = keeper.recorder.record
         self._epoch: object = None
@@ -137,7 +136,9 @@ class UsageMiddleware:
             # A new one each time: an exception that is raised again keeps every frame, and so every request.
             raise ConfigurationError(str(self._error or _RIGHT_LINE)) from self._error
         keeper.start()
-        self._epoch = keeper.epoch
+        epoch = keeper.epoch
+        self._find: Callable[[str, str, str], RoutePlan | None] = self.engine.find if keeper.enabled else _nothing
+        self._epoch = epoch
         if not self._discovered:
             self._discovered = True
             self.engine.install(discover((scope.get("app"), self.app)))

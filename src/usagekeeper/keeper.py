@@ -42,7 +42,7 @@ class UsageKeeper:
         settings = read_settings(options)
         self._settings = settings
         self.application = settings.application
-        self.enabled = settings.enabled
+        self._enabled = settings.enabled
         self.policies = tuple(settings.all_policies())
         check_names(self.policies)
         self.clock = settings.clock
@@ -76,6 +76,17 @@ class UsageKeeper:
             on_refusal=settings.on_refusal,
             on_outage=settings.on_outage,
         )
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is watched; middlewares heed a change with their next request."""
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self._enabled = enabled
+        if self.epoch is not None:
+            self.epoch = object()
 
     def start(self) -> None:
         """Take up work in this process; the drivers call it before the first watched request."""
