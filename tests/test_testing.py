@@ -201,7 +201,18 @@ def test_the_helpers_import_no_test_framework_and_no_backend() -> None:
 def test_the_tests_of_the_page_pass_as_they_stand(tmp_path: Path) -> None:
     blocks = PAGE.read_text().split("```python\n")[1:]
     (tmp_path / "test_page.py").write_text("\n\n".join(block.partition("```")[0] for block in blocks))
-    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-W",
+        "error",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+    ]
     environment = {**os.environ, "PYTEST_ADDOPTS": ""}
     ended = subprocess.run([*command, "test_page.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout

@@ -45,6 +45,7 @@ class UsageKeeper:
         self._enabled = settings.enabled
         self.policies = tuple(settings.all_policies())
         check_names(self.policies)
+        self.custom_refusals = settings.on_refusal is not None
         self.clock = settings.clock
         self.now: Callable[[], int] = time.time_ns
         """The clock in nanoseconds since the epoch."""
