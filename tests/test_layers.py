@@ -24,7 +24,7 @@ LAYERS = """
     counters.* stores.* directory.* billing.* agents
     models config api dashboard keeper usagekeeper
     discovery websocket asgi wsgi locate coverage explain doctor following commands cli __main__ testing
-    starlette fastapi flask demo
+    openapi starlette fastapi flask demo
 """
 ENTRIES = [(layer, e) for layer, line in enumerate(LAYERS.split("\n")[1:]) for e in line.split()]
 PLACES = {entry: (layer, column) for column, (layer, entry) in enumerate(ENTRIES)}

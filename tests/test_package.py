@@ -27,7 +27,9 @@ def loaded_by(statement: str) -> set[str]:
 
 @pytest.mark.parametrize("name", usagekeeper.__all__)
 def test_a_public_name_resolves(name: str) -> None:
-    assert getattr(usagekeeper, name).__module__.startswith("usagekeeper.")
+    value, home = getattr(usagekeeper, name), f"usagekeeper.{usagekeeper._HOME_OF[name]}"
+    assert value is getattr(importlib.import_module(home), name)
+    assert name.isupper() or value.__module__.startswith("usagekeeper.")
 
 
 def test_the_public_names_are_those_that_resolve() -> None:

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from usagekeeper.decisions import Decision
+    from usagekeeper.decisions import EXPOSED_HEADERS, Decision
     from usagekeeper.errors import ConfigurationError, QuotaExceeded, StoreUnavailable, UsageError
     from usagekeeper.exchange import Request
     from usagekeeper.identity import Body, ClientAddress, Cookie, Everyone, FirstOf, Header, Host, PathParam, Query
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "EXPOSED_HEADERS",
     "Body",
     "ClientAddress",
     "ConfigurationError",
@@ -50,7 +51,7 @@ __all__ = [
 ]
 
 _HOMES: Final = {
-    "decisions": ("Decision",),
+    "decisions": ("EXPOSED_HEADERS", "Decision"),
     "errors": ("ConfigurationError", "QuotaExceeded", "StoreUnavailable", "UsageError"),
     "exchange": ("Request",),
     "identity": ("Body", "ClientAddress", "Cookie", "Everyone", "FirstOf", "Header", "Host", "PathParam", "Query"),

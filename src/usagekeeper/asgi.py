@@ -76,7 +76,6 @@ class UsageMiddleware:
         self.mark = keeper.mark
         self.clock = keeper.now
         self.timer = keeper.timer
-        self.find: Callable[[str, str, str], RoutePlan | None] = self.engine.find if keeper.enabled else _nothing
         self._apply: Any = keeper.counters.async_half().apply
         self.record = keeper.recorder.record
         self._discovered = False
@@ -164,7 +163,9 @@ class UsageMiddleware:
             # A new one each time: an exception that is raised again keeps every frame, and so every request.
             raise ConfigurationError(str(self._error or _RIGHT_LINE)) from self._error
         keeper.start()
-        self._epoch = keeper.epoch
+        epoch = keeper.epoch
+        self.find: Callable[[str, str, str], RoutePlan | None] = self.engine.find if keeper.enabled else _nothing
+        self._epoch = epoch
         if not self._discovered:
             self._discovered = True
             self.engine.install(discover((scope.get("app"), self.app)))

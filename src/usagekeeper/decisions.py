@@ -25,6 +25,8 @@ POLICY_HEADER: Final = "RateLimit-Policy"
 LIMIT_HEADER: Final = "RateLimit"
 LEGACY_HEADERS: Final = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 HEADER_NAMES: Final = frozenset(name.lower() for name in (POLICY_HEADER, LIMIT_HEADER, *LEGACY_HEADERS))
+EXPOSED_HEADERS: Final = (POLICY_HEADER, LIMIT_HEADER, *LEGACY_HEADERS, "Retry-After")
+"""What scripts in browsers may read of an answer from another origin, where CORS exposes it."""
 RAW_HEADER_NAMES: Final = frozenset(name.encode() for name in HEADER_NAMES)
 
 _PROBLEMS: Final[Mapping[str, tuple[int, str, str]]] = {

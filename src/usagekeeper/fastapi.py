@@ -1,19 +1,22 @@
-"""FastAPI: `Usage` as a parameter of a handler, and the application's own routes as templates."""
+"""FastAPI: `Usage` as a parameter of a handler, limits in the OpenAPI document, the routes as templates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
-from fastapi import Depends
+from fastapi import Depends, FastAPI
 
 from usagekeeper import starlette
 from usagekeeper.asgi import UsageMiddleware
+from usagekeeper.errors import ConfigurationError
+from usagekeeper.keeper import UsageKeeper, keeper_of
+from usagekeeper.openapi import describe
 from usagekeeper.routes import Converter, Template, segments_of
 from usagekeeper.usage import Usage as HandlerUsage
 from usagekeeper.usage import current_usage
 
-__all__ = ["Usage", "UsageMiddleware", "templates"]
+__all__ = ["Usage", "UsageMiddleware", "document", "templates"]
 
 
 async def _current() -> HandlerUsage:
@@ -23,6 +26,47 @@ async def _current() -> HandlerUsage:
 
 Usage = Annotated[HandlerUsage, Depends(_current)]
 """A handler's view of its request: ``async def item(usage: Usage): usage.charge(5)``."""
+
+
+def document(app: FastAPI, keeper: UsageKeeper | None = None) -> None:
+    """Tell readers of *app*'s OpenAPI document what its limits answer: 429, 401 and 503, and the headers.
+
+    Call it last, after ``add_middleware``; the rules are those of *keeper*, or else of the middlewares in the
+    application. Operations that no policy covers are left alone, and so is what the document says of these responses
+    already. Calling it again replaces the rules. `ConfigurationError` without a FastAPI application or a keeper.
+    """
+    if not isinstance(app, FastAPI):
+        raise ConfigurationError(f"document() takes a FastAPI application, not {app!r}: write document(app, keeper)")
+    keepers = _keepers_in(app) if keeper is None else [keeper_of(keeper, {})]
+    if not keepers:
+        raise ConfigurationError(
+            "document(app) finds no UsageMiddleware in the application: call it after"
+            " app.add_middleware(UsageMiddleware, ...), or write document(app, keeper)"
+        )
+    given = app.openapi.given if isinstance(app.openapi, _Documented) else app.openapi
+    app.openapi = _Documented(app, given, keepers)  # type: ignore[method-assign]
+
+
+def _keepers_in(app: FastAPI) -> list[UsageKeeper]:
+    added = [one for one in app.user_middleware if isinstance(one.cls, type) and issubclass(one.cls, UsageMiddleware)]
+    options: list[Any] = [dict(one.kwargs) for one in added]
+    return [keeper_of(given.pop("keeper", None), given) for given in options]
+
+
+class _Documented:
+    """Stands for `app.openapi`: the document that it gives, with the limits."""
+
+    def __init__(self, app: FastAPI, given: Callable[[], dict[str, Any]], keepers: list[UsageKeeper]) -> None:
+        self._app = app
+        self.given = given
+        self._rules = [(keeper, keeper.engine()) for keeper in keepers]
+
+    def __call__(self) -> dict[str, Any]:
+        document = self.given()
+        for keeper, engine in self._rules:
+            if keeper.enabled:
+                document = describe(document, engine, root=self._app.root_path, problems=not keeper.custom_refusals)
+        return document
 
 
 def templates(app: Any) -> list[Template]:

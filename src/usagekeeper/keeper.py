@@ -43,9 +43,10 @@ class UsageKeeper:
         settings = read_settings(options)
         self.settings = settings
         self.application = settings.application
-        self.enabled = settings.enabled
+        self._enabled = settings.enabled
         self.policies = tuple(settings.all_policies())
         check_names(self.policies)
+        self.custom_refusals = settings.on_refusal is not None
         self.clock = settings.clock
         self.now: Callable[[], int] = time.time_ns
         """The clock in nanoseconds since the epoch."""
@@ -85,6 +86,17 @@ class UsageKeeper:
     def disagreements(self) -> int:
         """Requests of this process that the framework served by another route than their records say; 0 as a rule."""
         return sum(engine.disagreements for engine in self._engines)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is watched; middlewares heed a change with their next request."""
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self._enabled = enabled
+        if self.epoch is not None:
+            self.epoch = object()
 
     def start(self) -> None:
         """Take up work in this process; the drivers call it before the first watched request."""

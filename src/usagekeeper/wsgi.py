@@ -59,7 +59,6 @@ class UsageMiddleware:
         self._mark = keeper.mark
         self._clock = keeper.now
         self.timer = keeper.timer
-        self._find: Callable[[str, str, str], RoutePlan | None] = self.engine.find if keeper.enabled else _nothing
         self._apply = keeper.counters.apply
         self.record = keeper.recorder.record
         self._epoch: object = self  # the epoch of no keeper
@@ -114,8 +113,11 @@ class UsageMiddleware:
 
     def _prepare(self) -> None:
         """Take up work in this process, and learn the application's routes."""
-        self.keeper.start()
-        self._epoch = self.keeper.epoch
+        keeper = self.keeper
+        keeper.start()
+        epoch = keeper.epoch
+        self._find: Callable[[str, str, str], RoutePlan | None] = self.engine.find if keeper.enabled else _nothing
+        self._epoch = epoch
         if not self._discovered:
             self._discovered = True
             self.engine.install(discover((self.app,)))

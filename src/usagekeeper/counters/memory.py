@@ -111,6 +111,11 @@ class MemoryCounters:
                     shard[oldest] = packed
         return (shard, value) if self._room > 0 else (table.overflow, "")
 
+    def clear(self) -> None:
+        """Forget every count."""
+        with self._lock:
+            self._tables, self._known, self._room = {}, {}, self.max_subjects
+
     def close(self) -> None:
         """Nothing is open; the counts stay."""
 
