@@ -45,6 +45,8 @@ WINDOWS = ("minute", "hour", "day")
 AMPLE = (10**6, 10**7, 10**8)
 """What no run exhausts, a minute, an hour and a day."""
 FEW = 3
+PATIENCE = 300.0
+"""Seconds after which a process is taken for stuck."""
 
 
 class Reply(NamedTuple):
@@ -662,6 +664,8 @@ class Worker:
         self.failure = self._heard()
 
     def _heard(self) -> Any:
+        if not self.pipe.poll(PATIENCE):
+            return f"it said nothing for {PATIENCE:.0f} seconds"
         try:
             return self.pipe.recv()
         except EOFError:
@@ -682,7 +686,7 @@ class Worker:
         if not self.failure:
             self.pipe.send(0)
             self.failure = self._heard()
-        self.process.terminate()
+        self.process.kill()
         self.process.join()
 
 
@@ -712,7 +716,7 @@ def rows(workers: Sequence[Worker]) -> dict[str, tuple[float | None, ...]]:
     }
     bare = next((sample for case, sample in figures.items() if case.work == "bare"), None)
     if bare is None:
-        raise Unproven(f"the bare application was not measured: {workers[0].failure}")
+        raise Unproven(f"the bare application was not measured: {[worker.failure for worker in workers[:1]]}")
     mine: dict[str, float] = {}
     found: dict[str, tuple[float | None, ...]] = {}
     for case, (wall, cpu) in figures.items():
