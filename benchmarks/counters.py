@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.timing import best, effort, report
+from benchmarks.timing import best, effort, figure, report
 from usagekeeper import Rate
 from usagekeeper.counters.base import Counters
 from usagekeeper.counters.memory import MemoryCounters
@@ -91,10 +91,9 @@ def main() -> None:
             "memory, 100,000 clients at random": decision(MemoryCounters(), FOUR, subjects=100_000),
             "SQLite, 3 limits + 1 fixed": decision(SqliteCounters(Path(folder) / "counters.db"), FOUR),
         }
-        report("One decision", best(cases, how), "limits, 3 fixed windows", as_json=arguments.json)
-    print()
+        report("One decision", best(cases, how), "limits, 3 fixed windows", style=arguments.style)
     for name, value in population(1_000_000).items():
-        print(f"{name:48} {value:8.2f}")
+        figure(name, value, style=arguments.style)
 
 
 if __name__ == "__main__":

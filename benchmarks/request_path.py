@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from benchmarks.timing import best, best_async, effort, report
+from benchmarks.timing import best, best_async, effort, figure, report
 from usagekeeper import Header, Policy, Rate, UsageKeeper, asgi, wsgi
 
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
@@ -99,7 +99,7 @@ async def swallow(message: Any) -> None:
     """A server that sends nowhere."""
 
 
-def asgi_call(app: AsgiApp, path: str = PATH) -> Callable[[], Awaitable[None]]:
+def asgi_call(app: AsgiApp, path: str = PATH, send: Any = swallow) -> Callable[[], Awaitable[None]]:
     """One request with a scope of its own."""
 
     def call() -> Awaitable[None]:
@@ -108,7 +108,7 @@ def asgi_call(app: AsgiApp, path: str = PATH) -> Callable[[], Awaitable[None]]:
             "scheme": "http", "path": path, "raw_path": b"", "query_string": b"", "root_path": "",
             "headers": HEADERS, "client": ("127.0.0.1", 5000), "server": ("127.0.0.1", 8000), "state": {},
         }  # fmt: skip
-        return app(scope, receive, swallow)
+        return app(scope, receive, send)
 
     return call
 
@@ -247,11 +247,11 @@ def main() -> None:
     how, arguments = effort(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         for name, app in (("Starlette", starlette_app()), ("FastAPI", fastapi_app())):
-            report(name, best_async(stages(app, Path(folder)), how), "bare", as_json=arguments.json)
-        report("Flask", best(flask_stages(Path(folder)), how), "bare", as_json=arguments.json)
-    report("What does not grow", best_async(scaling(), how), "raw", as_json=arguments.json)
-    report("Refused, Starlette", best_async(refused(starlette_app()), how), "bare", as_json=arguments.json)
-    print(f"\ncontainers kept by 10,000 requests: {kept(tiny)}")
+            report(name, best_async(stages(app, Path(folder)), how), "bare", style=arguments.style)
+        report("Flask", best(flask_stages(Path(folder)), how), "bare", style=arguments.style)
+    report("What does not grow", best_async(scaling(), how), "raw", style=arguments.style)
+    report("Refused, Starlette", best_async(refused(starlette_app()), how), "bare", style=arguments.style)
+    figure("containers kept by 10,000 requests", kept(tiny), ".0f", style=arguments.style)
 
 
 if __name__ == "__main__":
