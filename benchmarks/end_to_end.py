@@ -2,7 +2,7 @@
 
 Rows 5-8 and 12 of the targets. Servers run in processes of their own, on one core where the system allows it, and the
 load on another; cases take turns, and the best round counts. Load is made by `wrk` if it is on PATH, else by a client
-below. Ends by itself: in about 90 seconds, or 20 with ``--quick``.
+below. Ends by itself: in about 90 seconds, or 20 with ``--quick`` on an idle machine.
 """
 
 from __future__ import annotations
