@@ -218,8 +218,3 @@ def werkzeug() -> Callable[[int], list[str]]:
 def waitress() -> Callable[[int], list[str]]:
     """The command line of waitress for `served.app`."""
     return lambda port: ["-m", "waitress", "--listen", f"127.0.0.1:{port}", "served:app"]
-
-
-def hypercorn(*more: str) -> Callable[[int], list[str]]:
-    """The command line of hypercorn for `served.app`."""
-    return lambda port: ["-m", "hypercorn", "served:app", "--bind", f"127.0.0.1:{port}", *more]
