@@ -94,11 +94,7 @@ class UsageMiddleware:
                     if spends.refused:
                         self.engine.decide(watched, spends)
             if watched.refusal is None:
-                body = self.app(environ, watched.start)
-                rule = getattr(environ.get("werkzeug.request"), "url_rule", None)
-                if rule is not None and rule is not plan.routed:
-                    self.engine.agrees(plan, rule, rule.rule)
-                return watched.passing(body, environ)
+                return watched.passing(self.app(environ, watched.start), environ)
             return watched.passing(_refuse(watched, watched.refusal), environ)
         except QuotaExceeded as error:
             if not watched.status:
@@ -143,6 +139,10 @@ class _Watched(Ticket):
             if not HEADER_NAMES.isdisjoint(told):
                 ours = [pair for pair in ours if pair[0].lower() not in told]
             headers = [*headers, *ours]
+        # Flask's request, which it takes out of the environ when it is done with it.
+        rule = getattr(self.request.environ.get("werkzeug.request"), "url_rule", None)  # type: ignore[attr-defined]
+        if rule is not None and rule is not self.plan.routed:
+            self.driver.engine.agrees(self.plan, rule, rule.rule)
         write = self.forward(status, headers, exc_info) if exc_info else self.forward(status, headers)
         self.status = int(status[:3])  # now, because the server raises what came too late
         self.started = self.driver.timer()
