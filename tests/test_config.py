@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -10,6 +10,8 @@ import pytest
 from tests.helpers import AsgiCall, Call, WsgiCall
 from usagekeeper import ClientAddress, ConfigurationError, Header, Policy, Rate, Route, UsageKeeper
 from usagekeeper.config import Options, Settings, read_settings
+from usagekeeper.counters.memory import MemoryCounters
+from usagekeeper.stores.memory import MemoryStore
 
 
 @pytest.fixture(params=[AsgiCall, WsgiCall], ids=["asgi", "wsgi"])
@@ -102,6 +104,50 @@ def test_a_wrong_environment_is_told_at_once(option: str, text: str) -> None:
         read_settings({}, {f"USAGEKEEPER_{option.upper()}": text})
 
 
+@pytest.mark.parametrize(
+    ("option", "text", "line"),
+    [
+        ("headers", "IETF", "USAGEKEEPER_HEADERS=ietf"),
+        ("headers", '["ietf"]', "USAGEKEEPER_HEADERS=ietf"),
+        ("enabled", "", "USAGEKEEPER_ENABLED=false"),
+        ("on_outage", "true", "USAGEKEEPER_ON_OUTAGE=deny"),
+        ("retention", "90", 'USAGEKEEPER_RETENTION="90 days"'),
+        ("retention", "null", 'USAGEKEEPER_RETENTION="90 days"'),
+        ("application", " ", "USAGEKEEPER_APPLICATION=orders"),
+    ],
+)
+def test_a_wrong_environment_is_answered_with_its_own_line(option: str, text: str, line: str) -> None:
+    with pytest.raises(ConfigurationError) as told:
+        read_settings({}, {f"USAGEKEEPER_{option.upper()}": text})
+    assert str(told.value).endswith(f", as in {line}")
+
+
+@pytest.mark.parametrize("text", ['"orders"', "'orders'"])
+def test_quotes_that_became_part_of_a_value_are_told(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="write USAGEKEEPER_APPLICATION=orders"):
+        read_settings({}, {"USAGEKEEPER_APPLICATION": text})
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("USAGEKEEPER_ROUTES", "USAGEKEEPER_ROUTES is not read from the environment: write routes= in the code"),
+        ("USAGEKEEPER_RATE_LIMITS", "write rate_limits= in the code"),
+        ("USAGEKEEPER_TRUSTED_PROXIES", "write trusted_proxies= in the code"),
+        ("USAGEKEEPER_ENABLE", "USAGEKEEPER_ENABLE is not read: did you mean USAGEKEEPER_ENABLED?"),
+    ],
+)
+def test_an_environment_that_is_not_read_is_logged(key: str, told: str, caplog: pytest.LogCaptureFixture) -> None:
+    read_settings({}, {key: "1"})
+    assert told in caplog.text
+
+
+@pytest.mark.parametrize("key", ["USAGEKEEPER_APP", "USAGEKEEPER_NONSENSE", "OTHER"])
+def test_what_is_no_option_of_ours_is_no_matter(key: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert read_settings({}, {key: "1"}) == read_settings({}, {})
+    assert caplog.text == ""
+
+
 # -- retention --------------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +228,7 @@ PATTERN = 'write .*"/api/\\*"'
 WRONG: list[tuple[str, Any, str]] = [
     ("application", "", 'as in application="orders"'),
     ("application", "x" * 101, "at most 100 characters"),
+    *(("application", value, "without spaces around it") for value in (" ", "a ", "a\nb", "a\x1b[0m")),
     ("application", 5, "valid string"),
     ("application", b"x", "valid string"),
     ("application", None, "valid string"),
@@ -195,6 +242,9 @@ WRONG: list[tuple[str, Any, str]] = [
     ("routes", [{"method": "GET"}], PATTERN),
     ("routes", ["/api*"], "write '/api/\\*'"),
     ("routes", ["/*.json"], "write '/"),
+    ("routes", ["GET /a, GET /b"], r'looks like several: .* \["GET /a", "/b"\]'),
+    ("routes", ["/a /b"], "looks like several"),
+    ("routes", ["/a;/b"], "looks like several"),
     ("whitelist", "/health", f"{LIST} whitelist="),
     ("whitelist", [{}], PATTERN),
     ("exempt", "/health", "callable, as in exempt="),
@@ -218,6 +268,11 @@ WRONG: list[tuple[str, Any, str]] = [
     ("rate_limits", {5: {"limit": 5, "window": "1h"}}, "as in rate_limits="),
     ("rate_limits", {"/a": {"limit": 0, "window": "1h"}}, "from 1"),
     ("rate_limits", {"/a": {"limit": 5, "window": "soon"}}, "write second, minute, hour or day"),
+    ("rate_limits", {"": {"limit": 5, "window": "1h"}}, r"rate_limits\[''\]: .* as in rate_limits="),
+    ("rate_limits", {"/" + "x" * 100: {"limit": 5, "window": "1h"}}, "up to 100 characters.* as in rate_limits="),
+    ("rate_limits", {"/a": {"limit": 5, "window": "60"}}, r"rate_limits\['/a'\]: '60' is not a window"),
+    ("rate_limits", '{"/a": {"limit": 5, "window": "1h"}}', "as in rate_limits="),
+    ("rate_limits", {"limit": 5, "window": "1h"}, "as in rate_limits="),
     ("rate_limits", {"/a*": {"limit": 5, "window": "1h"}}, "write '/a/\\*'"),
     ("store", "", "this version knows memory://, sqlite://"),
     ("store", "usage.db", "this version knows memory://, sqlite://"),
@@ -228,6 +283,9 @@ WRONG: list[tuple[str, Any, str]] = [
     ("store", "sqlite:////dev", "is a folder: name a file in it"),
     ("store", "memory://x", "use memory://"),
     ("store", None, 'a URL such as "sqlite:///usagekeeper.db" or an object'),
+    ("store", "usage.db", 'as in store="sqlite:///usagekeeper.db"'),
+    ("store", MemoryStore, 'a URL such as "sqlite:///usagekeeper.db" or an object'),
+    ("counters", MemoryCounters, 'a URL such as "sqlite:///usagekeeper.db" or an object'),
     ("store", object(), 'a URL such as "sqlite:///usagekeeper.db" or an object'),
     ("counters", "", "this version knows memory://, sqlite://"),
     ("counters", "oracle://host", "this version knows memory://, sqlite://"),
@@ -237,6 +295,7 @@ WRONG: list[tuple[str, Any, str]] = [
     *(("retention", value, 'write "90 days"') for value in ("", "90", "soon", "0 days", "-1 days", "1 fortnight", 90)),
     *(("retention", value, 'write "90 days"') for value in (True, 1.5, timedelta(0), timedelta(-1), "999999 days")),
     *(("trusted_proxies", value, "number of proxies \\(1\\) or a list") for value in (0, -1, True, 1.5, [], [10])),
+    ("trusted_proxies", "1", "number of proxies \\(1\\) or a list"),
     ("trusted_proxies", ["proxy"], 'write "10.0.0.0/8" or one address'),
     ("headers", "all", "'both', 'ietf', 'legacy' or 'none'"),
     ("headers", None, "'both', 'ietf', 'legacy' or 'none'"),
@@ -247,11 +306,16 @@ WRONG: list[tuple[str, Any, str]] = [
     ("enabled", None, "as in enabled=False"),
     ("clock", 1_700_000_000, "callable, as in clock=time.time"),
     ("clock", None, "callable, as in clock=time.time"),
+    ("clock", time.time_ns, "seconds since 1970, .* as in clock=time.time"),
+    ("clock", datetime.now, "seconds since 1970, .* as in clock=time.time"),
+    ("clock", lambda: float("nan"), "seconds since 1970, and this one says nan, as in clock=time.time"),
+    ("clock", lambda zone: 1.0, "called without arguments, .* as in clock=time.time"),
 ]
 
 
 def named(option: str, value: Any) -> str:
-    return f"{option}={type(value).__name__ if type(value) in (object, type, Policy) else ascii(value)[:40]}"
+    unnamed = callable(value) or type(value) in (object, Policy)  # their addresses differ from run to run
+    return f"{option}={type(value).__name__ if unnamed else ascii(value)[:40]}"
 
 
 @pytest.mark.parametrize(

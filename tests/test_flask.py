@@ -6,7 +6,8 @@ import pytest
 from flask import Flask, request
 from werkzeug.routing import BaseConverter, Rule
 
-from usagekeeper.flask import templates
+from usagekeeper import ConfigurationError
+from usagekeeper.flask import UsageMiddleware, templates
 from usagekeeper.routes import Route, RouteTable
 
 
@@ -182,3 +183,19 @@ def test_what_werkzeug_serves_stays_protected_and_is_never_exempt(path: str, ent
     assert ask(PROTECTED, "GET", path) is not None
     assert set(match.entries) >= set(entries)
     assert not match.exact
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("USAGEKEEPER_POLICES", "did you mean USAGEKEEPER_POLICIES?"),
+        ("USAGEKEEPER_KEEPER_X", "there are application, routes"),
+        ("USAGEKEEPER", 'write app.config["USAGEKEEPER_ENABLED"] = False'),
+    ],
+)
+def test_a_wrong_key_of_the_configuration_is_answered_with_the_right_one(key: str, told: str) -> None:
+    app = Flask(__name__)
+    app.config[key] = {}
+    with pytest.raises(ConfigurationError) as error:
+        UsageMiddleware(app, store="memory://")
+    assert told in str(error.value)

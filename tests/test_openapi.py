@@ -132,21 +132,21 @@ def test_what_is_exempt_unwatched_or_of_another_method_is_untouched(options: Any
 @pytest.mark.parametrize(
     ("policy", "statuses"),
     [
-        ({}, ["200", "422", "429"]),
-        ({"on_missing_identity": "reject"}, ["200", "401", "422", "429"]),
-        ({"on_missing_identity": "reject", "limits": []}, ["200", "401", "422"]),
-        ({"on_missing_identity": "reject", "mode": "shadow"}, ["200", "422"]),
-        ({"on_outage": "deny"}, ["200", "422", "429", "503"]),
-        ({"on_outage": "deny", "mode": "soft"}, ["200", "422"]),
-        ({"mode": "soft"}, ["200", "422"]),
-        ({"limits": []}, ["200", "422"]),
+        ({}, "200 422 429"),
+        ({"on_missing_identity": "reject"}, "200 401 422 429"),
+        ({"on_missing_identity": "reject", "limits": []}, "200 401 422"),
+        ({"on_missing_identity": "reject", "mode": "shadow"}, "200 422"),
+        ({"on_outage": "deny"}, "200 422 429 503"),
+        ({"on_outage": "deny", "mode": "soft"}, "200 422"),
+        ({"mode": "soft"}, "200 422"),
+        ({"limits": []}, "200 422"),
     ],
     ids=str,
 )
-def test_a_refusal_is_told_only_where_it_can_happen(policy: dict[str, Any], statuses: list[str]) -> None:
+def test_a_refusal_is_told_only_where_it_can_happen(policy: dict[str, Any], statuses: str) -> None:
     given: dict[str, Any] = {"identity": Header("X-Customer"), "limits": ["5/minute"], **policy}
     schema = told(policies=[Policy("p", routes=["/api/*"], **given)])
-    assert sorted(responses(schema)) == statuses
+    assert sorted(responses(schema)) == statuses.split()
 
 
 def test_soft_limits_are_in_the_headers_and_shadow_ones_are_not() -> None:

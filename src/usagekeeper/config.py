@@ -6,6 +6,7 @@ Pydantic checks what is plain; what it finds wrong becomes a `ConfigurationError
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 import time
@@ -67,6 +68,24 @@ class Settings(pydantic.BaseModel):
     enabled: bool = True
     clock: Callable[[], float] = time.time
 
+    @pydantic.field_validator("application")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if value != value.strip() or not value.isprintable():
+            raise ValueError("this is a name without spaces around it and without control characters")
+        return value
+
+    @pydantic.field_validator("clock")
+    @classmethod
+    def _ticking(cls, value: Callable[[], Any]) -> Callable[[], Any]:
+        try:
+            now = value()
+        except TypeError as error:
+            raise ValueError(f"a clock is called without arguments, and this one says {error}") from error
+        if isinstance(now, bool) or not isinstance(now, int | float) or not 0 <= now < _YEAR_9999:
+            raise ValueError(f"a clock tells the seconds since 1970, and this one says {now!r}")
+        return value
+
     @pydantic.field_validator("routes", "whitelist", "policies", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
@@ -106,7 +125,7 @@ class Settings(pydantic.BaseModel):
                 raise ConfigurationError(
                     f'policies holds {policy!r}: write Policy("default", routes=["/api/*"], limits=["5/minute"])'
                 )
-        return [*self.policies, *(form.to_policy(url) for url, form in self.rate_limits.items())]
+        return [*self.policies, *(_limited(url, form) for url, form in self.rate_limits.items())]
 
 
 class RateLimitForm(pydantic.BaseModel):
@@ -122,12 +141,21 @@ class RateLimitForm(pydantic.BaseModel):
         return Policy(url, routes=[url], limits=[Rate(self.limit, self.window)])
 
 
+def _limited(url: str, form: RateLimitForm) -> Policy:
+    try:
+        return form.to_policy(url)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"rate_limits[{url!r}]: {error}{_HINTS['rate_limits']}") from error
+
+
 Settings.model_rebuild()
 
 _AGE = re.compile(r"(\d{1,5}) ?(day|week|month|year)s?")
 _DAYS: Final = {"day": 1, "week": 7, "month": 31, "year": 366}
 _PLAIN: Final = ("application", "store", "counters", "retention", "headers", "on_outage", "enabled")
 _PREFIX: Final = "USAGEKEEPER_"
+_YEAR_9999: Final = 253_402_300_800
+_LOG: Final = logging.getLogger("usagekeeper")
 
 
 def read_settings(options: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
@@ -138,19 +166,42 @@ def read_settings(options: Mapping[str, Any], environ: Mapping[str, str] = os.en
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
             raise ConfigurationError(f"there is no option {name!r}: {hint}")
-    given = {name: environ[key] for name in _PLAIN if (key := _PREFIX + name.upper()) in environ}
-    given.update(options)
+    given = _from_environment(environ, options)
     try:
-        return Settings.model_validate(given)
+        return Settings.model_validate({**given, **options})
     except pydantic.ValidationError as error:
-        raise ConfigurationError(_sentence(error)) from error
+        raise ConfigurationError(_sentence(error, given)) from error
 
 
-def _sentence(error: pydantic.ValidationError) -> str:
+def _from_environment(environ: Mapping[str, str], options: Mapping[str, Any]) -> dict[str, str]:
+    """What the environment says of the plain options that are not among *options*."""
+    given = {}
+    for key in environ:
+        if not key.startswith(_PREFIX):
+            continue
+        name = key.removeprefix(_PREFIX).lower()
+        if name in _PLAIN:
+            if name not in options and key.isupper():
+                given[name] = _unquoted(key, environ[key])
+        elif name in Settings.model_fields:
+            _LOG.warning("%s is not read from the environment: write %s= in the code", key, name)
+        elif near := difflib.get_close_matches(name, _PLAIN, n=1, cutoff=0.8):
+            _LOG.warning("%s is not read: did you mean %s?", key, _PREFIX + near[0].upper())
+    return given
+
+
+def _unquoted(key: str, value: str) -> str:
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        raise ConfigurationError(f"the quotes of {key}={value} are part of its value: write {key}={value[1:-1]}")
+    return value
+
+
+def _sentence(error: pydantic.ValidationError, environment: Mapping[str, str]) -> str:
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ").partition(" or instance of")[0]
-    hint = _HINTS.get(str(first["loc"][0]), "") if first["loc"] else ""
+    name = str(first["loc"][0])
+    hint = f", as in {_PREFIX}{name.upper()}={_WRITTEN[name]}" if name in environment else _HINTS.get(name, "")
     return f"option {place} cannot be {shown(first['input'])}: {message}{hint}"
 
 
@@ -160,8 +211,21 @@ _HINTS: Final = {
     "on_refusal": ', as in on_refusal=lambda decision: {"error": decision.reason}',
     "enabled": ", as in enabled=False",
     "clock": ", as in clock=time.time",
+    "headers": ', as in headers="ietf"',
+    "on_outage": ', as in on_outage="deny"',
+    "retention": ', as in retention="90 days"',
     "routes": ', as in routes=[{"method": "*", "url": "/api/*"}]',
     "whitelist": ', as in whitelist=["GET /api/health"]',
     "policies": ', as in policies=[Policy("default", limits=["5/minute"])]',
     "rate_limits": ', as in rate_limits={"/api/users": {"limit": 1000, "window": "1h"}}',
 }
+_WRITTEN: Final = {
+    "application": "orders",
+    "store": "sqlite:///usagekeeper.db",
+    "counters": "sqlite:///usagekeeper.counters.db",
+    "retention": '"90 days"',
+    "headers": "ietf",
+    "on_outage": "deny",
+    "enabled": "false",
+}
+"""How the plain options are written in the environment."""

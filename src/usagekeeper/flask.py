@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
 from flask import Flask, Response, got_request_exception
@@ -78,8 +79,12 @@ def _configured(app: Flask, options: Options) -> Options:
     }
     unknown = [key for key in app.config if key.startswith(_PREFIX) and key.removeprefix(_PREFIX).lower() not in known]
     if unknown:
+        near = get_close_matches(unknown[0].removeprefix(_PREFIX).lower(), known, n=1)
+        hint = f"did you mean {_PREFIX}{near[0].upper()}?" if near else f"there are {', '.join(known)}"
+        raise ConfigurationError(f"app.config has {unknown[0]}, and there is no such option: {hint}")
+    if (whole := _PREFIX.rstrip("_")) in app.config:
         raise ConfigurationError(
-            f"app.config has {unknown[0]}, and there is no such option: there are {', '.join(known)}"
+            f'app.config has {whole}, and options stand one by one: write app.config["{_PREFIX}ENABLED"] = False'
         )
     merged: Options = {**found, **options}
     return merged

@@ -145,7 +145,7 @@ def _opened(given: Any, option: str, protocol: Any, opener: Callable[[str], Any]
             check()
             _LOG.info("%s: %s", option, opened.path)
         return opened
-    if isinstance(given, protocol):
+    if isinstance(given, protocol) and not isinstance(given, type):
         return given
     raise ConfigurationError(f'{option} is a URL such as "sqlite:///usagekeeper.db" or an object, not {given!r}')
 

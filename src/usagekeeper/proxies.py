@@ -33,8 +33,15 @@ def client_of(trusted: int | Sequence[str] | None) -> ClientOf:
         return peer_of
     if isinstance(trusted, int) and not isinstance(trusted, bool) and trusted >= 1:
         return _Hops(trusted)
-    networks = [trusted] if isinstance(trusted, str) else trusted
-    if isinstance(networks, Sequence) and networks and all(isinstance(network, str) for network in networks):
+    networks = trusted
+    if isinstance(trusted, str):
+        networks = [] if trusted.isdecimal() else [trusted]  # "1" is a number that was meant as one
+    if (
+        isinstance(networks, Sequence)
+        and not isinstance(networks, str)
+        and networks
+        and all(isinstance(network, str) for network in networks)
+    ):
         return _Networks(networks)
     raise ConfigurationError(
         f'trusted_proxies is a number of proxies (1) or a list of networks (["10.0.0.0/8"]), not {shown(trusted)}'

@@ -128,6 +128,7 @@ _NAMED: Final = re.compile(r":([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\}", re.ASCII)
 _MARKED: Final = re.compile(r"[*{}<>]|^:")
 _SPANNING: Final = re.compile(r"[^*]*\*|.*[:<]path\b.*")
 _CALLED: Final = re.compile(r"\{([A-Za-z_]\w*)|([A-Za-z_]\w*)>")
+_SEVERAL: Final = re.compile(r"[,;\s]+(?:[A-Za-z]+\s+)?(?=/)")
 _NEVER: Final = (
     (re.compile("[?#].*"), "has a query string or a fragment, and only paths are compared"),
     (_CONTROL, "has a control character"),
@@ -155,7 +156,12 @@ def _compile(pattern: str) -> tuple[Segment, ...]:
 
 
 def _check(pattern: str) -> None:
-    """Refuse what no canonical path can equal."""
+    """Refuse what no canonical path can equal, and what was meant as several."""
+    if found := _SEVERAL.search(pattern):
+        raise ConfigurationError(
+            f'the pattern {pattern!r} looks like several: give each an entry of its own, as in ["GET /a", "/b"],'
+            f" instead of {found[0]!r} between them"
+        )
     for regex, fault in _NEVER:
         if regex.search(pattern):
             raise _wrong(pattern, fault, canonical(regex.sub("", pattern)))

@@ -139,10 +139,11 @@ class _Watched(Ticket):
             if not HEADER_NAMES.isdisjoint(told):
                 ours = [pair for pair in ours if pair[0].lower() not in told]
             headers = [*headers, *ours]
-        # Flask's request, which it takes out of the environ when it is done with it.
-        rule = getattr(self.request.environ.get("werkzeug.request"), "url_rule", None)  # type: ignore[attr-defined]
-        if rule is not None and rule is not self.plan.routed:
-            self.driver.engine.agrees(self.plan, rule, rule.rule)
+        environ = self.request.environ  # type: ignore[attr-defined]
+        # Flask takes its request out of the environ when it is done with it.
+        rule = getattr(environ.get("werkzeug.request"), "url_rule", None)
+        if rule is not None and rule is not self.plan.routed and wsgi_path(environ) == self.request.path:
+            self.driver.engine.agrees(self.plan, rule, rule.rule)  # not that of an application mounted elsewhere
         write = self.forward(status, headers, exc_info) if exc_info else self.forward(status, headers)
         self.status = int(status[:3])  # now, because the server raises what came too late
         self.started = self.driver.timer()

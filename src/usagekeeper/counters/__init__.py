@@ -26,7 +26,10 @@ def open_counters(url: str) -> Counters:
         found = {entry.name: entry for entry in entry_points(group="usagekeeper.counters")}
         if scheme not in found:
             known = ", ".join(f"{name}://" for name in (*_SCHEMES, *found))
-            raise ConfigurationError(f"counters {redact_url(url)!r} cannot be opened: this version knows {known}")
+            raise ConfigurationError(
+                f"counters {redact_url(url)!r} cannot be opened: this version knows {known}"
+                ', as in counters="sqlite:///usagekeeper.counters.db"'
+            )
         opened: Counters = found[scheme].load()(url)
         return opened
     module, _, function = target.partition(":")

@@ -26,7 +26,10 @@ def open_store(url: str) -> UsageStore:
         found = {entry.name: entry for entry in entry_points(group="usagekeeper.stores")}
         if scheme not in found:
             known = ", ".join(f"{name}://" for name in (*_SCHEMES, *found))
-            raise ConfigurationError(f"store {redact_url(url)!r} cannot be opened: this version knows {known}")
+            raise ConfigurationError(
+                f"store {redact_url(url)!r} cannot be opened: this version knows {known}"
+                ', as in store="sqlite:///usagekeeper.db"'
+            )
         make = found[scheme].load()
     else:
         module, _, function = target.partition(":")
