@@ -23,7 +23,7 @@ def run(name: str, *, json: bool) -> None:
     if not found.keeper.enabled:
         say("The keeper is switched off (enabled=False): none of this holds now.")
     if rows:
-        table(("method", "route", "", "policies"), [_row(row) for row in rows])
+        table(("method", "route", "watched", "policies"), [_row(row) for row in rows])
     else:
         say(f"{name} tells no routes of its own: requests are known by the patterns below.")
     print()
