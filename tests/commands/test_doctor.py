@@ -355,3 +355,24 @@ def test_a_finding_is_told_with_its_line_to_change(project: Project) -> None:
     assert lines[0] == "UK201 error: trusted_proxies trusts everybody"
     assert lines[2] == '  change: trusted_proxies=["10.0.0.0/8"]'
     assert json.dumps(found(project)[0])
+
+
+# -- the attacks it warns of -------------------------------------------------------------------------------------------
+
+
+def test_attack_2_a_header_that_server_and_keeper_both_read_is_warned_of(project: Project) -> None:
+    project.write(good("trusted_proxies=['10.0.0.0/8']"))
+    (one,) = found(project, "--forwarded-allow-ips", "10.0.0.2")
+    assert one["sentence"].startswith("--forwarded-allow-ips is 10.0.0.2, so the server puts the client's address into")
+
+
+@BOTH
+def test_attack_23_burning_a_victims_limit_is_warned_of_until_an_address_is_bounded(
+    source: str, project: Project
+) -> None:
+    alone = "Policy('p', identity=Header('X-Customer'), limits=['5/minute'])"
+    project.write(source + f"app = make(policies=[{alone}])")
+    assert codes(project) == ["UK205"]
+    change = found(project)[0]["change"].partition(", or ")[0]
+    project.write(source + f"app = make(policies=[{alone}, {change}])")
+    assert codes(project) == []
