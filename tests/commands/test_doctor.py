@@ -243,9 +243,11 @@ def test_a_record_from_the_future_is_found(project: Project, filled: Any) -> Non
     assert (one["code"], "2096-10-02 07:06:40+00:00" in one["sentence"]) == ("UK501", True)
 
 
-def test_a_file_from_the_future_is_found(project: Project, filled: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["usage.db", "usage.counters.db", "usage.counters.db-wal"])
+def test_a_file_from_the_future_is_found(name: str, project: Project, filled: Any, tmp_path: Path) -> None:
     filled([])
-    os.utime(tmp_path / "usage.db", (4_000_000_000, 4_000_000_000))
+    (tmp_path / name).touch()
+    os.utime(tmp_path / name, (4_000_000_000, 4_000_000_000))
     project.write(FASTAPI + GOOD)
     assert codes(project) == ["UK501"]
 
