@@ -155,10 +155,12 @@ def test_a_callable_that_raises_is_told(call: Call[Any]) -> None:
 @pytest.mark.parametrize(
     ("question", "sentence"),
     [
+        pytest.param({"target": "/", "method": "G ET"}, "'G ET' is no method: write one word such as GET", id="method"),
+        pytest.param({"target": "/", "method": ""}, "'' is no method", id="no-method"),
         pytest.param({"target": "api"}, "a path begins with a slash, not 'api': write '/api'", id="no-slash"),
         pytest.param({"target": "/", "address": "me"}, "'me' is no address: write --from 203.0.113.7", id="address"),
     ],
 )
 def test_a_question_that_makes_no_sense_is_told(question: Any, sentence: str) -> None:
     with pytest.raises(ConfigurationError, match=sentence):
-        Question(method="GET", **question)
+        Question(**{"method": "GET", **question})

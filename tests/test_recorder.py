@@ -516,6 +516,18 @@ def test_closing_while_the_store_is_away_ends_in_time_and_says_what_is_left(
     assert store.serials() == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_attack_33_log_injection_what_an_engine_quotes_stays_on_its_line(
+    store: Store, time: Time, make: Callable[..., Recorder], caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = make(timer=time, wait=time.wait, retention=timedelta(days=1))
+    store.error = StoreUnavailable("key (path)=(/a\r\nINFO admin logged in\x1b[2J\u202e) is too long")
+    fill(recorder, 1)
+    assert not recorder.flush(5)
+    assert "(/a\\r\\nINFO admin logged in\\x1b[2J\\u202e)" in caplog.text
+    assert all(message.isprintable() for message in caplog.messages)
+    store.error = None
+
+
 def test_closing_does_not_wait_for_a_store_that_hangs(
     make: Callable[..., Recorder], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from usagekeeper.ticket import Ticket
 from usagekeeper.values import CHECK, Charge, Operation, Spend, Spends
 
 ADDRESS: Final = "127.0.0.1"
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,8 @@ class Question:
     body: bytes = b""
 
     def __post_init__(self) -> None:
+        if not _TOKEN.fullmatch(self.method):
+            raise ConfigurationError(f"{self.method!r} is no method: write one word such as GET")
         if not self.target.startswith("/") and "://" not in self.target:
             raise ConfigurationError(f"a path begins with a slash, not {self.target!r}: write {'/' + self.target!r}")
         try:

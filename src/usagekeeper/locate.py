@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final, Literal
@@ -85,7 +86,8 @@ def locate(name: str) -> Installation:
     Raises `NotFound` where nothing usable is there, and `ConfigurationError` where an option of the middleware is
     wrong.
     """
-    given = _resolved(name)
+    with redirect_stdout(sys.stderr):  # what an application prints while it is made is no answer of ours
+        given = _resolved(name)
     layers = tuple(_walk(given, ""))
     if isinstance(given, UsageKeeper):
         return Installation(name, "", "asgi", given, given.engine(), (), ())

@@ -1,5 +1,6 @@
 """A project of a user: modules in an empty folder, and the command line run in it."""
 
+import importlib
 import json
 import os
 import sys
@@ -23,6 +24,7 @@ class Project:
     def write(self, source: str, name: str = "shop") -> None:
         (self.folder / f"{name}.py").write_text(dedent(source))
         sys.modules.pop(name, None)
+        importlib.invalidate_caches()
 
     def run(self, *arguments: str) -> Result:
         return CliRunner().invoke(main, list(arguments))
@@ -35,7 +37,7 @@ class Project:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
     """We are in an empty folder, and nothing of it stays imported."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     for name in os.environ:
         if name.startswith(("USAGEKEEPER_", "UVICORN_", "GUNICORN_", "WEB_", "FORWARDED_")):

@@ -1,5 +1,6 @@
 """Finding the application by its name, and what is said when it is not there."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,15 @@ def test_looking_makes_no_file(source: str, command: list[str], project: Project
     project.write(source + "app = make(policies=[Policy('p', limits=['5/minute'])])")
     assert project.run(*command, "--app", "shop:app").exit_code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["shop.py"]
+
+
+def test_what_an_application_prints_is_no_part_of_the_answer(project: Project) -> None:
+    project.write("print('hello')\n" + FASTAPI + "app = make()")
+    ended = project.run("routes", "--app", "shop:app", "--json")
+    assert (ended.stdout[0], ended.stderr) == ("{", "hello\n")
+
+
+def test_the_current_folder_is_searched(project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(tmp_path)])
+    project.write(FASTAPI + "app = make()")
+    assert project.run("routes", "--app", "shop:app").exit_code == 0

@@ -23,13 +23,18 @@ def run(name: str, *, json: bool) -> None:
     if not found.keeper.enabled:
         say("The keeper is switched off (enabled=False): none of this holds now.")
     if rows:
-        table(("method", "route", "", "policies"), [_row(row) for row in rows])
+        table(("method", "route", "watched", "policies"), [_row(row) for row in rows])
     else:
         say(f"{name} tells no routes of its own: requests are known by the patterns below.")
-    print()
-    table(("option", "pattern", "routes"), [_pattern(row, bool(found.templates)) for row in patterns])
-    print()
-    table(("policy", "limits", "who is counted", "mode"), [_rule(rule) for rule in rules])
+    for columns, lines in (
+        (("option", "pattern", "routes"), [_pattern(row, bool(found.templates)) for row in patterns]),
+        (("policy", "limits", "who is counted", "mode"), [_rule(rule) for rule in rules]),
+    ):
+        if lines:
+            print()
+            table(columns, lines)
+    if not any(rule.limits for rule in rules):
+        say("No policy has a limit: nothing is refused.")
 
 
 def _row(row: Covered) -> tuple[str, ...]:

@@ -154,7 +154,7 @@ def line(record: UsageRecord) -> str:
         visible(record.subject or record.remote_address or "-", longest=_SUBJECT),
         f"{record.method} {visible(record.path + query, longest=_PATH)}",
         f"{record.duration / 1000:.1f} ms",
-        f"{record.units} units",
+        f"{record.units} unit{'' if record.units == 1 else 's'}",
         f"({visible(why, longest=_PATH)})" if why else "",
         f'"{visible(record.user_agent, longest=_SUBJECT)}"' if record.user_agent else "",
     )

@@ -57,8 +57,8 @@ def _findings(found: Installation, around: Surroundings, records: traffic.Sample
     yield from wiring.findings(found)
     yield from trust.findings(found, around, records)
     yield from rules.findings(found)
+    yield from traffic.findings(found, records)  # before the counters are asked: opening a file may touch it
     yield from places.findings(found, around)
-    yield from traffic.findings(found, records)
 
 
 def _looked_at(found: Installation, surroundings: Surroundings, records: traffic.Sample) -> Iterator[str]:

@@ -24,7 +24,7 @@ def findings(found: Installation) -> Iterator[Finding]:
     apart = [row for row in rows if row.status in ("not watched", "watched in part")]
     if apart:
         yield finding("UK303", f"routes= leaves out {_listed(apart)}: neither limited nor recorded.")
-    if found.templates:
+    if any(template.methods is None or template.methods for template in found.templates):
         for row in written(settings, rules, found.templates):
             if not row.matches:
                 option = f"{row.option}=" if row.option in ("routes", "whitelist") else f"policy {row.option!r}"

@@ -69,9 +69,10 @@ def _clock(keeper: UsageKeeper, sample: Sample, now: float) -> Iterator[Finding]
         return
     for backend in (keeper.store, keeper.counters):
         path = getattr(backend, "path", None)
-        if isinstance(path, Path) and path.exists() and path.stat().st_mtime > time.time() + _AHEAD:
-            written = _moment(path.stat().st_mtime)
-            yield finding("UK501", f"{path} was written at {written}, which the clock has not reached.")
+        for file in (path, path.with_name(f"{path.name}-wal")) if isinstance(path, Path) else ():
+            if file.exists() and file.stat().st_mtime > time.time() + _AHEAD:
+                written = _moment(file.stat().st_mtime)
+                yield finding("UK501", f"{file} was written at {written}, which the clock has not reached.")
 
 
 def _moment(seconds: float) -> str:

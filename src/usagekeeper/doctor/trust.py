@@ -18,6 +18,7 @@ _CHOSEN: Final = (Header, Query, Cookie, Body, PathParam, Host)
 """Strategies that take a client at its word."""
 _WIDE: Final = {4: 4, 6: 8}
 """A trusted network with so few bits, or fewer, is everybody."""
+_READERS: Final = ("ProxyFix", "ProxyHeadersMiddleware")
 _ENOUGH: Final = 100
 _AGENTS: Final = 3
 
@@ -28,6 +29,7 @@ def findings(found: Installation, around: Surroundings, records: Sample) -> Iter
     yield from _everybody(trusted)
     if found.kind == "asgi" and around.rewrites:
         yield from _server(around, trusted)
+    yield from _layers(found, trusted)
     if trusted is None and around.allowed is None:
         yield from _one_peer(records)
     yield from _made_up(rules_of(found.keeper))
@@ -67,6 +69,17 @@ def _server(around: Surroundings, trusted: Any) -> Iterator[Finding]:
             " or ::1: that is its default.",
             "uvicorn --no-proxy-headers (UVICORN_PROXY_HEADERS=0), or leave trusted_proxies out",
         )
+
+
+def _layers(found: Installation, trusted: Any) -> Iterator[Finding]:
+    for layer in found.layers[: found.place]:
+        if layer.name in _READERS and trusted is not None:
+            yield finding(
+                "UK202",
+                f"{layer.name} stands outside UsageMiddleware and puts the client's address into the request, and"
+                f" trusted_proxies={trusted!r} reads the header again: where a client is in a trusted network, it may"
+                " then choose its address.",
+            )
 
 
 def _open(allowed: str) -> bool:

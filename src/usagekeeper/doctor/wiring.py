@@ -27,7 +27,7 @@ def findings(found: Installation) -> Iterator[Finding]:
                 "UK104",
                 f"{layer.name} stands outside UsageMiddleware: what it answers by itself is neither limited nor"
                 " recorded.",
-                f"write app.add_middleware(UsageMiddleware, ...) after the line that adds {layer.name}",
+                f"add UsageMiddleware after {layer.name}, so that it stands outside",
             )
     if any(layer.name == _CORS for layer in around[found.place + 1 :]):
         yield finding(
