@@ -33,6 +33,7 @@ JOBS = {
             "-m pytest --quiet tests/test_layers.py",
         ],
     ),
+    "soak": ("test", ["-m benchmarks.soak"]),
     "bench": ("bench", ["-m benchmarks.{}"]),
 }
 

@@ -97,7 +97,7 @@ class Policy:
         for limit in self.limits:
             if not isinstance(limit, str | Rate):
                 raise ConfigurationError(
-                    f'policy {self.name!r}: {limit!r} is not a limit: write "100/hour" or Rate(100, "hour")'
+                    f'policy {self.name!r}: {shown(limit)} is not a limit: write "100/hour" or Rate(100, "hour")'
                 )
             rates.append(Rate.parse(limit) if isinstance(limit, str) else limit)
         return rates

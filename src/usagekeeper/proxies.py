@@ -20,6 +20,7 @@ _FORWARDED_FOR: Final = header_key("x-forwarded-for")
 _FORWARDED: Final = header_key("forwarded")
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 _LONGEST: Final = 128
+_MOST: Final = 64
 
 
 def client_of(trusted: int | Sequence[str] | None) -> ClientOf:
@@ -31,7 +32,7 @@ def client_of(trusted: int | Sequence[str] | None) -> ClientOf:
     """
     if trusted is None:
         return peer_of
-    if isinstance(trusted, int) and not isinstance(trusted, bool) and trusted >= 1:
+    if isinstance(trusted, int) and not isinstance(trusted, bool) and 1 <= trusted <= _MOST:
         return _Hops(trusted)
     networks = trusted
     if isinstance(trusted, str):
@@ -99,10 +100,15 @@ class _Networks:
 
 def _chain(request: Request) -> list[str]:
     """The forwarded addresses, the client's first; RFC 7239's header only where the older one is absent."""
-    entries = [entry.strip() for value in request.values(_FORWARDED_FOR) for entry in value.split(",")]
+    entries = [entry.strip() for entry in _last(request.values(_FORWARDED_FOR))]
     if not entries:
-        entries = [_forwarded_for(element) for value in request.values(_FORWARDED) for element in value.split(",")]
+        entries = [_forwarded_for(element) for element in _last(request.values(_FORWARDED))]
     return [_without_port(entry[:_LONGEST]) for entry in entries]  # they are remembered, and a zone id has no end
+
+
+def _last(values: list[str]) -> list[str]:
+    """The entries next to us: nobody has more proxies, and thousands that a client writes would take long to read."""
+    return [entry for value in values[-_MOST:] for entry in value.rsplit(",", _MOST)[-_MOST:]][-_MOST:]
 
 
 def _forwarded_for(element: str) -> str:

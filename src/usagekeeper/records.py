@@ -410,7 +410,9 @@ def _redact_pair(pair: str) -> str:
 
 
 def redact_url(url: str) -> str:
-    """*url* without user, password, secret parameters and fragment."""
+    """*url* without user, password, secret parameters and fragment; nothing of one beyond 8,192 characters."""
+    if len(url) > 16 * _CUT:
+        return REDACTED
     address, _, _ = url.partition("#")
     address, mark, query = address.partition("?")
     return _USERINFO.sub(r"\1", address) + mark + redact_query(query)

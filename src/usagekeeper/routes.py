@@ -309,9 +309,9 @@ class RouteTable:
         self._known = {path: self.match(path) for path in literal if canonical(path) == path}
 
     def match(self, path: str, root: str = "") -> Match:
-        """Where the decoded *path* belongs, given as the server handed it over.
+        """Where the decoded *path* belongs, as the server handed it over, less the *root* that it is below.
 
-        An application under a *root* (root_path, SCRIPT_NAME) is watched by patterns with and without that prefix; its
+        An application under a root (root_path, SCRIPT_NAME) is watched by patterns with and without that prefix; its
         templates, and the positions of their parameters, are without.
         """
         if root:
@@ -350,8 +350,7 @@ class RouteTable:
         return next((self.templates[at].label for at in found if self.templates[at] in templates), None)
 
     def _match_below(self, root: str, path: str) -> Match:
-        inner = path[len(root) :] if path == root or path.startswith(root + "/") else path
-        whole, local = self.match(root + inner), self.match(inner or "/")
+        whole, local = self.match(root + path), self.match(path)
         return Match(local.exact, tuple(sorted({*whole.entries, *local.entries})), local.templates)
 
     def _match_odd(self, path: str, clean: str) -> Match:

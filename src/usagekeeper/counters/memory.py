@@ -7,6 +7,7 @@ limits are whole again; those still in use go to the end of the queue.
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from struct import Struct
 from threading import Lock
 from typing import Final
@@ -18,6 +19,9 @@ from usagekeeper.values import ALLOCATE, ENFORCE, Limits, Operation, Spends, Wor
 _SHARDS: Final = 256
 _FEW: Final = 32
 """Dicts smaller than this are not searched for rows to give back."""
+
+_LONGEST: Final = 64
+"""Characters of a subject that are kept as they are; a longer one is known by a digest, so that a row stays small."""
 
 _FITS: Final = [True]
 _FITS_NOT: Final = [False]
@@ -63,6 +67,8 @@ class MemoryCounters:
                 # One policy applies to most requests: what `judge` would say, without its lists.
                 charge = charges[0]
                 limits, value = charge.limits, charge.value
+                if len(value) > _LONGEST:
+                    value = _shortened(value)
                 table = self._known.get(limits) or self._table(limits)
                 shard = table.shards[hash(value) & 255]
                 packed = shard.get(value)
@@ -78,11 +84,11 @@ class MemoryCounters:
             rows: list[Words] = []
             for charge in charges:
                 table = self._known.get(charge.limits) or self._table(charge.limits)
-                value = charge.value
+                value = charge.value if len(charge.value) <= _LONGEST else _shortened(charge.value)
                 shard = table.shards[hash(value) & 255]
                 packed = shard.get(value)
                 if packed is None:
-                    shard, value = self._place(table, shard, charge.limits, value, now)
+                    shard, value = self._place(table, shard, charge.limits, value, now, len(places))
                     packed = shard.get(value)
                 places.append((table, shard, value))
                 rows.append(table.empty if packed is None else table.unpack(packed))
@@ -99,9 +105,14 @@ class MemoryCounters:
         self._known[limits] = table
         return table
 
-    def _place(self, table: _Table, shard: _Shard, limits: Limits, value: str, now: int) -> tuple[_Shard, str]:
-        """Where a new subject's row goes: its shard, or the row that all share when none is free."""
-        if len(shard) >= _FEW or self._room <= 0:
+    def _place(
+        self, table: _Table, shard: _Shard, limits: Limits, value: str, now: int, before: int
+    ) -> tuple[_Shard, str]:
+        """Where a new subject's row goes: its shard, or the row that all share when none is free.
+
+        The rows *before* it in the operation may be as new.
+        """
+        if len(shard) >= _FEW or self._room <= before:
             for _ in range(min(2, len(shard))):
                 oldest = next(iter(shard))
                 packed = shard.pop(oldest)
@@ -109,7 +120,7 @@ class MemoryCounters:
                     self._room += 1
                 else:
                     shard[oldest] = packed
-        return (shard, value) if self._room > 0 else (table.overflow, "")
+        return (shard, value) if self._room > before else (table.overflow, "")
 
     def clear(self) -> None:
         """Forget every count."""
@@ -126,6 +137,11 @@ class MemoryCounters:
     def async_half(self) -> AsyncCounters:
         """The sibling for event loops, counting in the same place."""
         return self  # there is nothing to wait for
+
+
+def _shortened(value: str) -> str:
+    """A digest in the place of a long subject; one character longer than any that is kept as it is."""
+    return "-" + blake2b(value.encode("utf-8", "surrogatepass"), digest_size=_LONGEST // 2).hexdigest()
 
 
 def open_memory(url: str) -> MemoryCounters:
