@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     from usagekeeper.decisions import Decision
     from usagekeeper.errors import ConfigurationError, QuotaExceeded, StoreUnavailable, UsageError
     from usagekeeper.exchange import Request
-    from usagekeeper.identity import Body, ClientAddress, Cookie, Everyone, FirstOf, Header, Host, PathParam, Query
+    from usagekeeper.identity import (
+        BearerClaim,
+        Body,
+        ClientAddress,
+        Cookie,
+        Everyone,
+        FirstOf,
+        Header,
+        Host,
+        PathParam,
+        Query,
+    )
     from usagekeeper.keeper import UsageKeeper
     from usagekeeper.policies import Policy
     from usagekeeper.rates import Rate
@@ -24,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "BearerClaim",
     "Body",
     "ClientAddress",
     "ConfigurationError",
@@ -53,7 +65,18 @@ _HOMES: Final = {
     "decisions": ("Decision",),
     "errors": ("ConfigurationError", "QuotaExceeded", "StoreUnavailable", "UsageError"),
     "exchange": ("Request",),
-    "identity": ("Body", "ClientAddress", "Cookie", "Everyone", "FirstOf", "Header", "Host", "PathParam", "Query"),
+    "identity": (
+        "BearerClaim",
+        "Body",
+        "ClientAddress",
+        "Cookie",
+        "Everyone",
+        "FirstOf",
+        "Header",
+        "Host",
+        "PathParam",
+        "Query",
+    ),
     "keeper": ("UsageKeeper",),
     "policies": ("Policy",),
     "rates": ("Rate",),

@@ -13,12 +13,12 @@ from usagekeeper.discovery import discover
 from usagekeeper.engine import Engine
 from usagekeeper.errors import ConfigurationError, QuotaExceeded, StoreUnavailable
 from usagekeeper.exchange import AsgiRequest, Refusal, asgi_path, byte_length
-from usagekeeper.identity import LARGEST_BODY
+from usagekeeper.identity import LARGEST_BODY, Lack
 from usagekeeper.keeper import UsageKeeper, keeper_of
 from usagekeeper.policies import RoutePlan, ask
 from usagekeeper.ticket import Ticket
 from usagekeeper.usage import current
-from usagekeeper.values import Spends
+from usagekeeper.values import Operation, Spends
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -99,6 +99,8 @@ class UsageMiddleware:
             if plan.asks or plan.body:
                 receive = await _gather(watched, receive)
             operation = self.engine.price(watched)
+            if watched.lacks is not None:
+                operation = await _fetch(watched, watched.lacks)
             if operation is not None:
                 try:
                     answer = self._apply(operation)
@@ -249,6 +251,18 @@ async def _gather(watched: _Watched, receive: Receive) -> Receive:
     if plan.asks:
         watched.found = [await ask(line, request) if line.asks else None for line in plan.lines]
     return receive
+
+
+async def _fetch(watched: _Watched, lacks: Lack | None) -> Operation | None:
+    """The price, once what it lacks was fetched; each policy may lack something of its own."""
+    operation = None
+    for _ in watched.plan.lines or (None,):
+        if lacks is None:
+            break
+        await lacks.afetch()
+        operation = watched.driver.engine.price_again(watched)
+        lacks = watched.lacks
+    return operation
 
 
 async def _read_body(receive: Receive) -> tuple[list[Message], bytes | None]:

@@ -203,6 +203,7 @@ class Engine:
         for position, line in enumerate(plan.lines):
             value, limits = line.identify(request, ticket.found[position] if ticket.found else None)
             if isinstance(value, Rejection):
+                ticket.lacks = value.lacks or ticket.lacks
                 if ticket.exempt or line.mode == SHADOW:
                     continue
                 self._reject(ticket, value)
@@ -223,11 +224,20 @@ class Engine:
         value, limits = self.anybody.identify(ticket.request)
         if isinstance(value, str):
             ticket.subject, ticket.kind = value, limits.kind
+        elif value is not None:
+            ticket.lacks = value.lacks
+
+    def price_again(self, ticket: Ticket) -> Operation | None:
+        """`price`, after what it lacked was fetched."""
+        ticket.lacks = ticket.refusal = ticket.reason = ticket.payer = None
+        ticket.subject = ticket.kind = ticket.form = None
+        ticket.charges = ()
+        return self.price(ticket)
 
     def _reject(self, ticket: Ticket, rejection: Rejection) -> None:
-        decision = Decision(rejection.status, rejection.reason, rejection.detail)
+        decision = Decision(rejection.status, rejection.reason, rejection.detail, retry_after=rejection.retry_after)
         ticket.reason = rejection.reason
-        ticket.refusal = refusal(decision, [], self._on_refusal)
+        ticket.refusal = refusal(decision, [], self._on_refusal, rejection.challenge)
 
     def decide(self, ticket: Ticket, spends: Spends) -> Refusal | None:
         """Read the counters' answer: None lets the request through."""
