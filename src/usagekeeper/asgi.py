@@ -30,6 +30,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _LOG: Final = logging.getLogger("usagekeeper")
+_MOST_MESSAGES: Final = 256
+"""Messages of a body that are kept as they came."""
 
 
 class UsageMiddleware:
@@ -279,6 +281,8 @@ async def _read_body(receive: Receive) -> tuple[list[Message], bytes | None]:
             return messages, None
         if not message.get("more_body", False):
             return messages, bytes(body)
+        if len(messages) == _MOST_MESSAGES:  # where a body trickles in, its messages take 200 times its size
+            messages = [{"type": "http.request", "body": bytes(body), "more_body": True}]
 
 
 def _replay(messages: list[Message], receive: Receive) -> Receive:
