@@ -414,7 +414,7 @@ def test_a_callable_that_returns_no_text_is_told(value: Any) -> None:
         pytest.param({"identityFieldName": "u"}, "identityFieldLocation", id="form without a location"),
         pytest.param({"identityFieldName": "u", "identityFieldLocation": "x"}, "path_params", id="unknown location"),
         pytest.param(
-            {"identityFieldName": "u", "identityFieldLocation": "bearer_token"}, "path_params", id="unverified token"
+            {"identityFieldName": "u", "identityFieldLocation": "bearer_token"}, "jwksUrl", id="unverified token"
         ),
         pytest.param(
             {"identityFieldName": "u", "identityFieldLocation": "headers", "x": "y"}, "one of", id="form with more"

@@ -21,7 +21,7 @@ LAYERS = """
     routes records identity meters decisions ticket usage
     policies engine stats
     counters.base stores.base directory.base journal recorder
-    counters.* stores.* directory.* billing.* agents
+    counters.* stores.* directory.* billing.* agents jwks jwt
     models config api dashboard keeper usagekeeper
     discovery websocket asgi wsgi locate coverage explain doctor following commands cli __main__ testing
     openapi starlette fastapi flask demo

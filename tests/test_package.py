@@ -64,7 +64,7 @@ def test_a_name_is_loaded_once() -> None:
     assert vars(usagekeeper)["Policy"] is usagekeeper.Policy
 
 
-@pytest.mark.parametrize("name", ["Quota", "BearerClaim", "ApiKey", "policy", "__nothing__"])
+@pytest.mark.parametrize("name", ["Quota", "ApiKey", "policy", "__nothing__"])
 def test_an_unknown_name_is_an_attribute_error(name: str) -> None:
     with pytest.raises(AttributeError, match=f"module 'usagekeeper' has no attribute '{name}'"):
         getattr(usagekeeper, name)

@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     from usagekeeper.decisions import EXPOSED_HEADERS, Decision
     from usagekeeper.errors import ConfigurationError, QuotaExceeded, StoreUnavailable, UsageError
     from usagekeeper.exchange import Request
-    from usagekeeper.identity import Body, ClientAddress, Cookie, Everyone, FirstOf, Header, Host, PathParam, Query
+    from usagekeeper.identity import (
+        BearerClaim,
+        Body,
+        ClientAddress,
+        Cookie,
+        Everyone,
+        FirstOf,
+        Header,
+        Host,
+        PathParam,
+        Query,
+    )
     from usagekeeper.keeper import UsageKeeper
     from usagekeeper.policies import Policy
     from usagekeeper.rates import Rate
@@ -25,6 +36,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "EXPOSED_HEADERS",
+    "BearerClaim",
     "Body",
     "ClientAddress",
     "ConfigurationError",
@@ -54,7 +66,18 @@ _HOMES: Final = {
     "decisions": ("EXPOSED_HEADERS", "Decision"),
     "errors": ("ConfigurationError", "QuotaExceeded", "StoreUnavailable", "UsageError"),
     "exchange": ("Request",),
-    "identity": ("Body", "ClientAddress", "Cookie", "Everyone", "FirstOf", "Header", "Host", "PathParam", "Query"),
+    "identity": (
+        "BearerClaim",
+        "Body",
+        "ClientAddress",
+        "Cookie",
+        "Everyone",
+        "FirstOf",
+        "Header",
+        "Host",
+        "PathParam",
+        "Query",
+    ),
     "keeper": ("UsageKeeper",),
     "policies": ("Policy",),
     "rates": ("Rate",),

@@ -14,12 +14,12 @@ from usagekeeper.discovery import discover
 from usagekeeper.engine import Engine
 from usagekeeper.errors import ConfigurationError, QuotaExceeded, StoreUnavailable
 from usagekeeper.exchange import AsgiRequest, Refusal, asgi_path, byte_length
-from usagekeeper.identity import LARGEST_BODY
+from usagekeeper.identity import LARGEST_BODY, Lack
 from usagekeeper.keeper import UsageKeeper, keeper_of
 from usagekeeper.policies import RoutePlan, ask
 from usagekeeper.ticket import Ticket
 from usagekeeper.usage import current
-from usagekeeper.values import Spends
+from usagekeeper.values import Operation, Spends
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -31,6 +31,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _LOG: Final = logging.getLogger("usagekeeper")
+_MOST_MESSAGES: Final = 256
+"""Messages of a body that are kept as they came."""
 
 
 class _NoKeeper:
@@ -105,6 +107,8 @@ class UsageMiddleware:
             if plan.gathers:
                 await _gather(watched)
             operation = self._price(watched)
+            if watched.lacks is not None:
+                operation = await _fetch(self.engine, watched, watched.lacks)
             if operation is not None:
                 try:
                     spends = self._apply(operation)
@@ -146,6 +150,8 @@ class UsageMiddleware:
         if plan.asks:
             ticket.found = [await ask(line, ticket.request) if line.asks else None for line in plan.lines]
         operation = self._price(ticket)
+        if ticket.lacks is not None:
+            operation = await _fetch(self.engine, ticket, ticket.lacks)
         if operation is None:
             return
         try:
@@ -282,6 +288,18 @@ async def _gather(watched: _Watched) -> None:
         watched.found = [await ask(line, request) if line.asks else None for line in plan.lines]
 
 
+async def _fetch(engine: Engine, ticket: Ticket, lacks: Lack | None) -> Operation | None:
+    """The price, once what it lacks was fetched; each policy may lack something of its own."""
+    operation = None
+    for _ in ticket.plan.lines or (None,):
+        if lacks is None:
+            break
+        await lacks.afetch()
+        operation = engine.price_again(ticket)
+        lacks = ticket.lacks
+    return operation
+
+
 async def _read_body(receive: Receive) -> tuple[list[Message], bytes | None]:
     """The messages of a body and the body itself, None when it is larger than an identity may be."""
     messages: list[Message] = []
@@ -292,15 +310,12 @@ async def _read_body(receive: Receive) -> tuple[list[Message], bytes | None]:
         if message["type"] != "http.request":
             return messages, bytes(body)
         body += message.get("body", b"")
-        if len(messages) > _MOST_MESSAGES:  # chunks of one byte, or of none: kept as they are they have no bound
-            messages = [{**message, "body": bytes(body)}]
         if len(body) > LARGEST_BODY:
             return messages, None
         if not message.get("more_body", False):
             return messages, bytes(body)
-
-
-_MOST_MESSAGES: Final = 256
+        if len(messages) == _MOST_MESSAGES:  # where a body trickles in, its messages take 200 times its size
+            messages = [{"type": "http.request", "body": bytes(body), "more_body": True}]
 
 
 def _replay(messages: list[Message], receive: Receive) -> Receive:

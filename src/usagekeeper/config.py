@@ -19,7 +19,7 @@ import pydantic
 from usagekeeper.decisions import OnRefusal
 from usagekeeper.errors import ConfigurationError, shown
 from usagekeeper.exchange import Request
-from usagekeeper.identity import ClientAddress, Identity, strategy
+from usagekeeper.identity import ClientAddress, Identity
 from usagekeeper.policies import OnOutage, Policy
 from usagekeeper.rates import Rate
 from usagekeeper.routes import Route
@@ -115,8 +115,9 @@ class Settings(pydantic.BaseModel):
         return [Route.parse(route) for route in getattr(self, option)]
 
     def parsed_identity(self) -> Identity:
-        """The default strategy, checked."""
-        return strategy(self.identity if self.identity is not None else ClientAddress())
+        """The default strategy, as it was given."""
+        given: Identity = self.identity if self.identity is not None else ClientAddress()
+        return given
 
     def all_policies(self) -> list[Policy]:
         """The policies, and those that `rate_limits` stands for."""

@@ -210,14 +210,18 @@ def seconds(microseconds: int) -> int:
     return -(-microseconds // SECOND)
 
 
-def refusal(decision: Decision, headers: HeaderList, on_refusal: OnRefusal | None) -> Refusal:
-    """The answer to a refused request."""
+def refusal(
+    decision: Decision, headers: HeaderList, on_refusal: OnRefusal | None, challenge: str | None = None
+) -> Refusal:
+    """The answer to a refused request; *challenge* tells how to say who one is, where the usual way is another."""
     content_type, body = _body(decision, on_refusal)
     own: HeaderList = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
     if decision.retry_after is not None:
         own.append((b"retry-after", b"%d" % decision.retry_after))
-    if decision.status == 401:
-        own.append((b"www-authenticate", b'ApiKey realm="usage"'))
+    if challenge is None and decision.status == 401:
+        challenge = 'ApiKey realm="usage"'
+    if challenge is not None:
+        own.append((b"www-authenticate", challenge.encode()))
     return Refusal(decision.status, own + headers, body)
 
 

@@ -218,6 +218,9 @@ class Engine:
                 ticket.charges = charges = [Charge(limits, value, plan.cost)]
                 ticket.form = plan.form
                 return Operation(charges, ticket.at)
+            if value.__class__ is Rejection and plan.lines:
+                self._reject(ticket, value)
+                return None
         return self._price(ticket, plan, request)
 
     def _price(self, ticket: Ticket, plan: RoutePlan, request: Request) -> Operation | None:
@@ -232,6 +235,7 @@ class Engine:
             value, limits = line.identify(request, ticket.found[position] if ticket.found else None)
             if isinstance(value, Rejection):
                 if ticket.exempt or line.mode == SHADOW:
+                    ticket.lacks = value.lacks or ticket.lacks
                     continue
                 self._reject(ticket, value)
                 return None
@@ -251,11 +255,21 @@ class Engine:
         value, limits = self.anybody.identify(ticket.request)
         if isinstance(value, str):
             ticket.subject, ticket.kind = value, limits.kind
+        elif value is not None:
+            ticket.lacks = value.lacks
+
+    def price_again(self, ticket: Ticket) -> Operation | None:
+        """`price`, after what it lacked was fetched."""
+        ticket.lacks = ticket.refusal = ticket.reason = ticket.payer = None
+        ticket.subject = ticket.kind = ticket.form = None
+        ticket.charges = ()
+        return self.price(ticket)
 
     def _reject(self, ticket: Ticket, rejection: Rejection) -> None:
-        decision = Decision(rejection.status, rejection.reason, rejection.detail)
+        ticket.lacks = rejection.lacks or ticket.lacks
+        decision = Decision(rejection.status, rejection.reason, rejection.detail, retry_after=rejection.retry_after)
         ticket.reason = rejection.reason
-        ticket.refusal = refusal(decision, [], self._on_refusal)
+        ticket.refusal = refusal(decision, [], self._on_refusal, rejection.challenge)
 
     def decide(self, ticket: Ticket, spends: Spends) -> Refusal | None:
         """Read the counters' answer: None lets the request through."""

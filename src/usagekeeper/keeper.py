@@ -13,6 +13,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,9 @@ from usagekeeper.config import Options, Settings, read_settings
 from usagekeeper.counters import Counters, open_counters
 from usagekeeper.engine import Engine, check_names
 from usagekeeper.errors import ConfigurationError
+from usagekeeper.identity import BearerClaim, verified
+from usagekeeper.jwt import Verifier
+from usagekeeper.policies import Policy
 from usagekeeper.proxies import client_of
 from usagekeeper.recorder import Recorder
 from usagekeeper.stores import open_store
@@ -61,6 +65,9 @@ class UsageKeeper:
         """Replaced when the keeper takes up work in a process; drivers compare it."""
         self.mark = f"usagekeeper.{id(self):x}"
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+        self._verifiers: dict[BearerClaim, Verifier] = {}
+        self._identity = verified(settings.parsed_identity(), self._verifier)
+        self._ready = [self._with_verifier(policy) for policy in self.policies]
         self.engine()  # whatever is wrong with the rules is said here
         _KEEPERS.add(self)
 
@@ -71,8 +78,8 @@ class UsageKeeper:
             application=settings.application,
             routes=settings.parsed_routes("routes"),
             whitelist=settings.parsed_routes("whitelist"),
-            policies=self.policies,
-            identity=settings.parsed_identity(),
+            policies=self._ready,
+            identity=self._identity,
             client_of=client_of(settings.trusted_proxies),
             exempt=settings.exempt,
             headers=settings.headers,
@@ -98,6 +105,17 @@ class UsageKeeper:
         if self.epoch is not None:
             self.epoch = object()
 
+    def _verifier(self, claim: BearerClaim) -> Verifier:
+        """One for all equal claims: its keys are fetched once."""
+        if claim not in self._verifiers:
+            self._verifiers[claim] = Verifier(claim, clock=self.clock, timer=self.timer)
+        return self._verifiers[claim]
+
+    def _with_verifier(self, policy: Policy) -> Policy:
+        if policy.identity is None:
+            return policy
+        return replace(policy, identity=verified(policy.identity, self._verifier))
+
     def start(self) -> None:
         """Take up work in this process; the drivers call it before the first watched request."""
         if self.epoch is None:
@@ -119,6 +137,8 @@ class UsageKeeper:
     def _drop(self) -> None:
         """In a forked child: forget what belongs to the parent."""
         self.epoch = None
+        for verifier in self._verifiers.values():
+            verifier.drop()
         self.recorder.drop()
         self.counters.drop()
         self.store.drop()

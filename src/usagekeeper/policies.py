@@ -48,9 +48,10 @@ class Policy:
     *routes* are patterns (default: everything watched); *identity* names the subject; *limits* are rates such as
     "100/hour"; *cost* is what a request costs, a whole number or a callable on the Request. *mode* is "enforce",
     "shadow" (counts apart and never decides) or "soft" (always counts, flags the record). *on_missing_identity*:
-    "address" limits by the client's address, "reject" answers 401, "allow" lets through unlimited. *charge_on* tells
-    which answers cost ("<500", "2xx-3xx", "always", or a callable on the status). *on_outage*: "allow" or "deny" when
-    the counters do not answer. *exempt* is a callable on the Request: recorded, never charged.
+    "address" limits by the client's address, "reject" answers 401 (the default of `BearerClaim`), "allow" lets through
+    unlimited. *charge_on* tells which answers cost ("<500", "2xx-3xx", "always", or a callable on the status).
+    *on_outage*: "allow" or "deny" when the counters do not answer. *exempt* is a callable on the Request: recorded,
+    never charged.
     """
 
     name: str
@@ -131,11 +132,14 @@ def paying(charge_on: str) -> frozenset[int]:
     raise ConfigurationError(f'charge_on is "<500", "2xx-3xx", "always" or a callable on the status, not {charge_on!r}')
 
 
+_ABSENT: Final = Rejection(401, "missing-identity", "This request does not say who it is from.")
+
+
 class Line:
     """One policy, ready to be walked."""
 
     __slots__ = (
-        "asks", "body", "cost", "cost_of", "denies", "exempt", "fixed", "limited", "missing", "mode", "name",
+        "absent", "asks", "body", "cost", "cost_of", "denies", "exempt", "fixed", "limited", "missing", "mode", "name",
         "paid", "pays", "routes", "sources", "unknown",
     )  # fmt: skip
 
@@ -153,7 +157,8 @@ class Line:
         self.limited = bool(rates)
         named = strategy(policy.identity if policy.identity is not None else identity)
         sources = named.sources(client_of)
-        self.missing = policy.on_missing_identity or "address"
+        self.missing = policy.on_missing_identity or ("reject" if sources[-1].absent else "address")
+        self.absent = next((source.absent for source in sources if source.absent), _ABSENT)
         if self.missing == "address" and sources[-1].kind != "address":
             sources += (_address(client_of),)
         self.sources = tuple((source, sets[source.kind]) for source in sources)
@@ -180,7 +185,7 @@ class Line:
             if value is not None:
                 return value, limits
         if self.missing == "reject":
-            return Rejection(401, "missing-identity", "This request does not say who it is from."), self.unknown
+            return self.absent, self.unknown
         return (None if self.missing == "allow" else "unknown"), self.unknown
 
     def price(self, request: Request) -> int:
@@ -194,7 +199,11 @@ async def ask(line: Line, request: Request) -> list[Found]:
     """What the sources of a policy say, in order and up to the first that knows, where some must be awaited."""
     found: list[Found] = []
     for source, _ in line.sources:
-        found.append(await source.later(request) if source.later else source.read(request))
+        value = await source.later(request) if source.later else source.read(request)
+        if isinstance(value, Rejection) and value.lacks is not None:
+            await value.lacks.afetch()
+            value = source.read(request)
+        found.append(value)
         if found[-1] is not None:
             break
     return found + [None] * (len(line.sources) - len(found))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from usagekeeper.exchange import Refusal, Request
+from usagekeeper.identity import Lack
 from usagekeeper.values import Charge, Spends
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Ticket(msgspec.Struct):
     """The policy of the first charge, where it is not the only one."""
     found: Sequence[Any] | None = None
     """Identities that were gathered before pricing, one per policy."""
+    lacks: Lack | None = None
+    """What has to be fetched, and pricing done again, before the subject is known."""
     form: HeaderForm | None = None
     """How the client is told where it stands."""
     spends: Spends | None = None

@@ -15,11 +15,12 @@ from usagekeeper.discovery import discover
 from usagekeeper.engine import Engine
 from usagekeeper.errors import ConfigurationError, QuotaExceeded, StoreUnavailable
 from usagekeeper.exchange import Refusal, Request, WsgiRequest, as_text, wsgi_path
-from usagekeeper.identity import LARGEST_BODY, Found
+from usagekeeper.identity import LARGEST_BODY, Found, Lack
 from usagekeeper.keeper import UsageKeeper, keeper_of
 from usagekeeper.policies import RoutePlan, ask
 from usagekeeper.ticket import Ticket
 from usagekeeper.usage import current
+from usagekeeper.values import Operation
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -84,6 +85,8 @@ class UsageMiddleware:
             if plan.gathers:
                 _gather(watched, environ)
             operation = self._price(watched)
+            if watched.lacks is not None:
+                operation = _fetch(watched, watched.lacks)
             if operation is not None:
                 try:
                     spends = self._apply(operation)
@@ -322,6 +325,18 @@ def _gather(watched: _Watched, environ: Environ) -> None:
 
 async def _ask(watched: _Watched) -> list[list[Found] | None]:
     return [await ask(line, watched.request) if line.asks else None for line in watched.plan.lines]
+
+
+def _fetch(watched: _Watched, lacks: Lack | None) -> Operation | None:
+    """The price, once what it lacks was fetched; each policy may lack something of its own."""
+    operation = None
+    for _ in watched.plan.lines or (None,):
+        if lacks is None:
+            break
+        lacks.fetch()
+        operation = watched.driver.engine.price_again(watched)
+        lacks = watched.lacks
+    return operation
 
 
 def _read_body(request: Request, environ: Environ) -> None:

@@ -8,7 +8,19 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import CLIENT, AsgiCall, Call, Message, Pairs, Received, Reply, WsgiCall, http_scope, wsgi_environ
+from tests.helpers import (
+    CLIENT,
+    AsgiCall,
+    Call,
+    Message,
+    Pairs,
+    Received,
+    Reply,
+    WsgiCall,
+    http_scope,
+    receiver,
+    wsgi_environ,
+)
 from usagekeeper import Body, FirstOf, Header, Policy
 from usagekeeper.identity import LARGEST_BODY
 
@@ -360,3 +372,53 @@ def test_chunks_that_a_server_does_not_end_are_not_waited_for(wsgi: WsgiCall) ->
     del environ["wsgi.input_terminated"]
     wsgi.exchange(environ)
     assert (wsgi.last.status, wsgi.fresh()[0].subject) == (200, CLIENT)
+
+
+# -- bodies that trickle in -------------------------------------------------------------------------------------------
+
+
+def test_a_body_that_trickles_in_is_kept_in_few_messages(asgi: AsgiCall) -> None:
+    body = b'{"user": "anne", "more": "' + b"x" * 30_000 + b'"}'
+    got: list[Message] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while not got or got[-1].get("more_body"):
+            got.append(await receive())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    asgi.around(app, policies=[USER])
+    pieces = receiver([body[at : at + 1] for at in range(len(body))])
+    asgi.run(asgi.exchange(http_scope("POST", "/", [JSON, ("transfer-encoding", "chunked")]), pieces))
+    assert asgi.fresh()[0].subject == "anne"
+    assert b"".join(message["body"] for message in got) == body
+    assert len(got) <= 256
+
+
+def test_a_body_that_trickles_in_without_end_is_read_up_to_the_cap(asgi: AsgiCall) -> None:
+    asked = 0
+
+    async def receive() -> Message:
+        nonlocal asked
+        asked += 1
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    asgi.behind(policies=[USER])
+    asgi.run(asgi.exchange(http_scope("POST", "/", [JSON, ("transfer-encoding", "chunked")]), receive))
+    assert (asgi.last.status, asked) == (413, LARGEST_BODY + 1)
+
+
+def test_an_input_that_trickles_in_without_end_is_read_up_to_the_cap(wsgi: WsgiCall) -> None:
+    class Trickle:
+        asked = 0
+
+        def read(self, size: int) -> bytes:
+            self.asked += 1
+            return b"x"
+
+    trickle = Trickle()
+    wsgi.validated = False
+    wsgi.behind(policies=[USER])
+    environ = wsgi_environ("POST", "/", [JSON, ("transfer-encoding", "chunked")])
+    wsgi.exchange({**environ, "wsgi.input": trickle})
+    assert (wsgi.last.status, trickle.asked) == (413, LARGEST_BODY + 1)
