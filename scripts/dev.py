@@ -33,6 +33,7 @@ JOBS = {
             "-m pytest --quiet tests/test_layers.py",
         ],
     ),
+    "matrix": ("test", ["scripts/matrix.py"]),  # two to four minutes
     "bench": ("bench", ["-m benchmarks.{}"]),
 }
 
