@@ -34,6 +34,7 @@ JOBS = {
         ],
     ),
     "soak": ("test", ["-m benchmarks.soak"]),
+    "matrix": ("test", ["scripts/matrix.py"]),  # two to four minutes
     "bench": ("bench", ["-m benchmarks.{}"]),
 }
 

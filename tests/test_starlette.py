@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import starlette
 from starlette.applications import Starlette
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.endpoints import HTTPEndpoint
@@ -83,8 +84,22 @@ def ask(app: Any, method: str, path: str, host: str = "example.org") -> tuple[in
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 
-    asyncio.run(app(scope, receive, send))
-    return statuses[0], getattr(scope.get("route"), "path_format", None)
+    handled: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:  # older releases do not tell which route they chose
+        for kind in (Path, Mount):
+            patch.setattr(kind, "handle", noting(kind.handle, handled))
+        asyncio.run(app(scope, receive, send))
+    return statuses[0], getattr(scope.get("route", handled[-1] if handled else None), "path_format", None)
+
+
+def noting(handle: Any, handled: list[Any]) -> Any:
+    """The `handle` of routes, remembered."""
+
+    async def noted(self: Any, scope: Any, receive: Any, send: Any) -> None:
+        handled.append(self)
+        await handle(self, scope, receive, send)
+
+    return noted
 
 
 def label(app: Any, method: str, path: str) -> str | None:
@@ -205,7 +220,8 @@ def test_attack_9_a_mount_that_loses_its_place_falls_under_every_pattern() -> No
     """Starlette cuts one character too many, and the mounted application sees the whole path again."""
     app = Starlette(routes=[Mount("/admin", routes=[Path("/{section}/{key}", answer)])])
     assert ask(app, "GET", "/admin/keys")[0] == 404
-    assert ask(app, "GET", "/admin/keys\n")[0] == 200
+    if starlette.__version__ != "0.37.2":  # the oldest that is promised had not begun to
+        assert ask(app, "GET", "/admin/keys\n")[0] == 200
     table = RouteTable([Route("*", "/admin/{section}/{key}"), Route("*", "/other")], templates(app))
     assert table.match("/admin/keys\n") == (False, (0, 1), (1,))
     assert table.match("/admin/keys").entries == ()
