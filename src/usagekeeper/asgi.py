@@ -97,6 +97,7 @@ class UsageMiddleware:
             await self.app(scope, receive, send)
             return
         scope[self.mark] = True
+        mounted = scope.get("route") if root else None
         pairs = scope["headers"]
         headers = dict(pairs)
         request = AsgiRequest(method, path, scope, headers, len(headers) != len(pairs))
@@ -123,7 +124,7 @@ class UsageMiddleware:
             if watched.refusal is None:
                 await self.app(scope, watched.receive, watched.send)
                 route = scope.get("route")
-                if route is not None and route is not plan.routed:
+                if route is not None and route is not plan.routed and route is not mounted:
                     self.engine.agrees(plan, route, getattr(route, "path_format", None))
             else:
                 await _refuse(watched, watched.refusal)

@@ -123,7 +123,9 @@ class Engine:
 
         What is not is counted: a policy by pattern holds there all the same, but the record says another route.
         """
-        if not self._table.templates or path is None or (plan.label is not None and plan.label.endswith(path)):
+        label = plan.label or ""
+        below = path is not None and hasattr(route, "routes") and label.startswith(path.removesuffix("{path}"))
+        if not self._table.templates or path is None or label.endswith(path) or below:
             plan.routed = route
             return True
         self.disagreements += 1
