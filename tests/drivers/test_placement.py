@@ -106,7 +106,9 @@ def test_every_header_of_ours_is_exposed_on_answers_and_on_refusals(asgi: AsgiCa
 
 
 @BOTH
-def test_a_preflight_is_never_charged_and_reaches_us_only_where_ours_is_outside(asgi: AsgiCall, outside: bool) -> None:
+def test_attack_preflight_a_preflight_is_never_charged_and_reaches_us_only_where_ours_is_outside(
+    asgi: AsgiCall, outside: bool
+) -> None:
     stack(asgi, CORS, outside)
     preflights = [asgi("OPTIONS", headers=PREFLIGHT) for _ in range(3)]
     assert [(answer.status, len(answer.records)) for answer in preflights] == [(200, int(outside))] * 3
