@@ -105,22 +105,8 @@ class UsageMiddleware:
         watched = _Watched(plan, request, at, began, driver=self, forward=send, pull=receive)
         token = current.set(watched)
         try:
-            if plan.gathers:
-                await _gather(watched)
-            operation = self._price(watched)
-            if watched.lacks is not None:
-                operation = await _fetch(self.engine, watched, watched.lacks)
-            if operation is not None:
-                try:
-                    spends = self._apply(operation)
-                    if spends.__class__ is not Spends:
-                        spends = await spends
-                except StoreUnavailable:
-                    self.engine.outage(watched)
-                else:
-                    watched.spends = spends
-                    if spends.refused:
-                        self.engine.decide(watched, spends)
+            if (later := self.admit(watched)) is not None:
+                await later
             if watched.refusal is None:
                 await self.app(scope, watched.receive, watched.send)
                 route = scope.get("route")
@@ -145,18 +131,44 @@ class UsageMiddleware:
             except ValueError:  # the garbage collector ends what a stopped loop has left, in no context of ours
                 pass
 
-    async def admit(self, ticket: Ticket) -> None:
-        """Price *ticket*, charge it and decide: what `__call__` does with every request, as one step."""
-        plan = ticket.plan
-        if plan.asks:
-            ticket.found = [await ask(line, ticket.request) if line.asks else None for line in plan.lines]
+    def admit(self, ticket: Ticket) -> Awaitable[None] | None:
+        """Price *ticket*, charge it and decide. Returns what has to be awaited for that, as a rule nothing."""
+        if ticket.plan.gathers:
+            return self._admit_later(ticket)
         operation = self._price(ticket)
+        if ticket.lacks is not None:
+            return self._admit_later(ticket)
+        if operation is None:
+            return None
+        try:
+            spends = self._apply(operation)
+        except StoreUnavailable:
+            self.engine.outage(ticket)
+            return None
+        if spends.__class__ is not Spends:
+            return self._charged(ticket, spends)
+        ticket.spends = spends
+        if spends.refused:
+            self.engine.decide(ticket, spends)
+        return None
+
+    async def _admit_later(self, ticket: Ticket) -> None:
+        """`admit` where something has to be known first: the body, an asynchronous strategy's word, keys."""
+        await _gather(ticket)
+        operation = self.engine.price_again(ticket)
         if ticket.lacks is not None:
             operation = await _fetch(self.engine, ticket, ticket.lacks)
         if operation is None:
             return
         try:
             answer = self._apply(operation)
+        except StoreUnavailable:
+            self.engine.outage(ticket)
+        else:
+            await self._charged(ticket, answer)
+
+    async def _charged(self, ticket: Ticket, answer: Spends | Awaitable[Spends]) -> None:
+        try:
             spends = answer if isinstance(answer, Spends) else await answer
         except StoreUnavailable:
             self.engine.outage(ticket)
@@ -277,16 +289,16 @@ def _by_name(headers: list[Any]) -> dict[bytes, bytes]:
         return {bytes(name): bytes(value) for name, value in headers}
 
 
-async def _gather(watched: _Watched) -> None:
+async def _gather(ticket: Ticket) -> None:
     """What must be known before pricing: the body, and what asynchronous strategies say."""
-    plan, request = watched.plan, watched.request
-    if plan.body and request.has_body:
-        messages, request.body = await _read_body(watched.pull)
+    plan, request = ticket.plan, ticket.request
+    if plan.body and request.has_body and isinstance(ticket, _Watched):  # a WebSocket has none
+        messages, request.body = await _read_body(ticket.pull)
         request.oversized = request.body is None
-        watched.pull = _replay(messages, watched.pull)
+        ticket.pull = _replay(messages, ticket.pull)
     if plan.asks:
         request.positions = plan.positions  # pricing sets them too late for these
-        watched.found = [await ask(line, request) if line.asks else None for line in plan.lines]
+        ticket.found = [await ask(line, request) if line.asks else None for line in plan.lines]
 
 
 async def _fetch(engine: Engine, ticket: Ticket, lacks: Lack | None) -> Operation | None:
