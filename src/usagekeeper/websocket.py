@@ -45,7 +45,8 @@ async def serve(driver: UsageMiddleware, scope: MutableMapping[str, Any], receiv
     socket = _Socket(plan, request, driver.clock() // 1000, driver.timer(), driver=driver, pull=receive, forward=send)
     token = current.set(socket)
     try:
-        await driver.admit(socket)
+        if (later := driver.admit(socket)) is not None:
+            await later
         if socket.refusal is None:
             await driver.app(scope, socket.receive, socket.send)
         else:
