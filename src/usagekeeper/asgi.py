@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from usagekeeper import websocket
 from usagekeeper.config import Options
 from usagekeeper.decisions import RAW_HEADER_NAMES
-from usagekeeper.discovery import discover
+from usagekeeper.discovery import discover, own_root
 from usagekeeper.engine import Engine
 from usagekeeper.errors import ConfigurationError, QuotaExceeded, StoreUnavailable
-from usagekeeper.exchange import AsgiRequest, Refusal, asgi_path, byte_length
+from usagekeeper.exchange import AsgiRequest, Refusal, asgi_place, byte_length
 from usagekeeper.identity import LARGEST_BODY, Lack
 from usagekeeper.keeper import UsageKeeper, keeper_of
 from usagekeeper.policies import RoutePlan, ask
@@ -54,7 +54,7 @@ class UsageMiddleware:
 
     def __new__(cls, app: App | None = None, **_: Any) -> UsageMiddleware:
         """Around a whole application, the sibling that notices being added to it as if it were a class."""
-        outermost = cls is UsageMiddleware and hasattr(app, "add_middleware")
+        outermost = cls is UsageMiddleware and (hasattr(app, "add_middleware") or own_root(app))
         return super().__new__(_AroundApplication if outermost else cls)
 
     def __init__(self, app: App, *, keeper: UsageKeeper | None = None, **options: Unpack[Options]) -> None:
@@ -91,7 +91,7 @@ class UsageMiddleware:
             self._prepare(scope)
         method, path, root = scope["method"], scope["path"], scope.get("root_path", "")
         if root:
-            path = asgi_path(scope)
+            path, root = asgi_place(scope)
         plan = self.find(method, path, root)
         if plan is None or self.mark in scope:
             await self.app(scope, receive, send)
@@ -394,7 +394,13 @@ class _AroundApplication(UsageMiddleware):
 
     def __init__(self, app: App, *, keeper: UsageKeeper | None = None, **options: Unpack[Options]) -> None:
         super().__init__(app, keeper=keeper, **options)
-        self.entry = _Entry(UsageMiddleware.__call__, self)
+        self.root = own_root(app)
+        self.entry = _Entry(_AroundApplication.rooted if self.root else UsageMiddleware.__call__, self)
+
+    async def rooted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one scope with the root that the application is about to put into it."""
+        scope["root_path"] = self.root
+        await UsageMiddleware.__call__(self, scope, receive, send)
 
     __call__ = _EntryOf()
 

@@ -38,6 +38,14 @@ def discover(candidates: Iterable[Any]) -> list[Template]:
     return []
 
 
+def own_root(application: Any) -> str:
+    """The prefix that *application* puts instead of the server: `root_path` of FastAPI; elsewhere that is a folder."""
+    for layer in _layers(application):
+        if _module_of(layer) == _FRAMEWORKS["fastapi"] and (root := getattr(layer, "root_path", "")):
+            return str(root)
+    return ""
+
+
 def _known(application: Any) -> list[Template] | None:
     """The routes of *application* itself, None where it is of no framework that we know."""
     mounts = getattr(application, "mounts", None)
