@@ -355,10 +355,14 @@ def test_attack_11_a_path_that_begins_like_its_mount_is_not_taken_for_the_rest_o
     assert table.match("/api/health", "/api").entries == (1,)
 
 
+def test_attack_11_what_is_left_of_a_path_without_its_slash_is_below_the_prefix() -> None:
+    assert table("/items", "/shop/items").match("items", "/shop").entries == (0, 1)
+
+
 @pytest.mark.parametrize("path", ["/a/shop/items", "/shopitems", "/a/b/shopitems", "/items/shop/items"])
 def test_attack_11_a_prefix_in_the_middle_protects_what_follows_and_exempts_nothing(path: str) -> None:
-    found = RouteTable([Route("*", "/items"), Route("*", path)]).match(path, "*/shop")
-    assert (found.exact, found.entries) == (False, (0, 1))
+    found = RouteTable([Route("*", "/items"), Route("*", "/shop/items"), Route("*", path)]).match(path, "*/shop")
+    assert (found.exact, found.entries) == (False, (0, 1, 2))
 
 
 def test_attack_11_a_prefix_ends_where_a_segment_ends() -> None:

@@ -351,11 +351,13 @@ class RouteTable:
         return next((self.templates[at].label for at in found if self.templates[at] in templates), None)
 
     def _match_below(self, root: str, path: str) -> Match:
-        whole, local = self.match(root + path), self.match(path)
+        # gunicorn cuts /shop off /shopapi too, and Flask serves the api that is left.
+        whole, local = self.match(root + path if path[:1] == "/" else f"{root}/{path}"), self.match(path)
         return Match(local.exact, tuple(sorted({*whole.entries, *local.entries})), local.templates)
 
     def _match_beside(self, root: str, path: str) -> Match:
-        local, rest = self._match_below(root.rstrip("/"), path), self.match("/" + path.partition(root)[2])
+        local = self._match_below(root.rstrip("/"), path)
+        rest = self._match_below(root.rstrip("/"), "/" + path.partition(root)[2])
         return Match(False, tuple(sorted({*local.entries, *rest.entries})), local.templates)
 
     def _match_odd(self, path: str, clean: str) -> Match:
