@@ -1,10 +1,17 @@
 """What a client sends makes nothing grow without bound and no work more than linear, through both drivers."""
 
+from __future__ import annotations
+
 import ast
+import asyncio
+import gc
 import importlib
+import itertools
 import os
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from decimal import Decimal
 from math import inf, nan
 from pathlib import Path
@@ -14,7 +21,20 @@ from typing import Any, Final
 import pytest
 
 import usagekeeper
-from tests.helpers import AsgiCall, Call, Message, Pairs, WsgiCall, hello, http_scope
+from tests.helpers import (
+    PATIENCE,
+    AsgiCall,
+    Call,
+    Message,
+    Pairs,
+    Received,
+    Reply,
+    WsgiCall,
+    hello,
+    http_scope,
+    receiver,
+    wsgi_environ,
+)
 from usagekeeper import (
     Body,
     ClientAddress,
@@ -26,12 +46,14 @@ from usagekeeper import (
     Policy,
     Query,
     Rate,
+    RecordQuery,
     UsageError,
     UsageKeeper,
     current_usage,
 )
 from usagekeeper.config import read_settings
 from usagekeeper.counters.memory import MemoryCounters
+from usagekeeper.ticket import Ticket
 
 SOURCES: Final = Path(usagekeeper.__file__).parent
 
@@ -170,6 +192,129 @@ def test_attack_18_a_body_in_tiny_chunks_is_kept_as_few() -> None:
     assert len(got) <= 257
     assert b"".join(message["body"] for message in got) == b" " * 30_000
     call.close()
+
+
+# -- streams ----------------------------------------------------------------------------------------------------------
+
+CROWD: Final = 10_000
+
+
+def tickets() -> int:
+    gc.collect()
+    return sum(isinstance(one, Ticket) for one in gc.get_objects())
+
+
+def crowd_of_asgi(call: AsgiCall) -> int:
+    """Start many streams; half end, half are cancelled. How many there were at once."""
+    end = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        await end.wait()
+        await send({"type": "http.response.body"})
+
+    async def send(message: Message) -> None: ...
+
+    async def run() -> int:
+        tasks = [asyncio.ensure_future(call.app(http_scope("GET", "/"), receiver(), send)) for _ in range(CROWD)]
+        await asyncio.sleep(0)
+        found = tickets()
+        for task in tasks[::2]:
+            task.cancel()
+        end.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return found
+
+    call.around(app, policies=[Policy("p", limits=["1000000/minute"])])
+    return call.run(run())
+
+
+def crowd_of_wsgi(call: WsgiCall) -> int:
+    """As for ASGI, with half of the clients leaving."""
+    call.around(
+        lambda environ, start: (start("200 OK", []), iter([b"x", b"y"]))[1],
+        policies=[Policy("p", limits=["1000000/minute"])],
+    )
+    bodies: list[Any] = []
+    for _ in range(CROWD):
+        bodies.append(call.app(wsgi_environ("GET", "/"), lambda *args: lambda data: None))
+        next(iter(bodies[-1]))
+    found = tickets()
+    for at, body in enumerate(bodies):
+        if at % 2:
+            list(body)
+        body.close()
+    return found
+
+
+def test_attack_18_of_ten_thousand_slow_streams_nothing_is_left(call: Call[Any]) -> None:
+    before = tickets()
+    most = crowd_of_asgi(call) if isinstance(call, AsgiCall) else crowd_of_wsgi(call)  # type: ignore[arg-type]
+    assert (most, tickets()) == (before + CROWD, before)
+    assert call.keeper.flush(PATIENCE)
+    assert call.keeper.recorder.figures().dropped == 0
+    assert sum(record.aborted for record in call.keeper.store.read(RecordQuery())) == CROWD // 2
+
+
+class Peak:
+    """How much more than when it was reset is allocated at most."""
+
+    def __enter__(self) -> Peak:
+        tracemalloc.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        tracemalloc.stop()
+
+    def of(self, work: Callable[[], object]) -> int:
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        work()
+        return tracemalloc.get_traced_memory()[1] - before
+
+
+def endless(call: Call[Any], chunks: int) -> Callable[[], object]:
+    """A stream without an end, of which a client takes so many chunks before it leaves."""
+    if isinstance(call, WsgiCall):
+
+        def take() -> None:
+            body: Any = call.app(wsgi_environ("GET", "/"), lambda *args: lambda data: None)
+            for _ in zip(range(chunks), body):  # noqa: B905  it has no end
+                pass
+            body.close()
+
+        return take
+    left = [chunks]
+
+    async def send(message: Message) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise asyncio.CancelledError
+
+    async def leave() -> None:
+        with suppress(asyncio.CancelledError):
+            await call.app(http_scope("GET", "/"), receiver(), send)
+
+    return lambda: call.run(leave())  # type: ignore[attr-defined]
+
+
+def test_attack_18_an_endless_stream_holds_no_more_the_longer_it_is(call: Call[Any]) -> None:
+    def handler(request: Received) -> Reply:
+        return Reply(body=(b"%08d" % n * 1000 for n in itertools.count()))
+
+    call.behind(handler, policies=[Policy("p", limits=["9/minute"])])
+    bare = call.application(handler)
+    watched = call.app
+    with Peak() as peak:
+        held: list[list[int]] = []
+        for chunks in (100, 100, 10_000):  # the first one warms up
+            held.append([])
+            for call.app in (bare, watched):
+                held[-1].append(peak.of(endless(call, chunks)))
+    short, long = (ours - theirs for theirs, ours in held[1:])
+    assert long - short < 8000, "not even one chunk"
+    assert long < 64_000
 
 
 # -- work -------------------------------------------------------------------------------------------------------------

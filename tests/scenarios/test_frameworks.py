@@ -2,12 +2,17 @@
 
 import asyncio
 import importlib
+import os
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.helpers import AsgiCall, Call, Message, WsgiCall, http_scope, receiver
+from tests.scenarios.conftest import Serve
+from tests.scenarios.servers import daphne, granian, gunicorn, hypercorn, uvicorn, waitress
 from usagekeeper import Policy, current_usage
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
@@ -233,6 +238,46 @@ def test_no_spelling_reaches_a_limited_handler_for_free(served: Call[Any], targe
     assert served.statuses(2) == [200, 200]
     served.status("GET", target)
     assert served.last.body != b"item"
+
+
+SERVED = """
+import sys
+sys.path.insert(0, {root!r})
+from tests.scenarios import test_frameworks
+from usagekeeper import Policy
+from usagekeeper.{protocol} import UsageMiddleware
+
+limited = Policy("p", routes=["/api/{{name}}", "/failure"], limits=["2/day"])
+app = UsageMiddleware(test_frameworks.{make}(), whitelist=["/api/free"], policies=[limited])
+"""
+
+
+@pytest.mark.parametrize(
+    ("make", "protocol", "arguments", "ends_by"),
+    [
+        pytest.param(litestar_app, "asgi", uvicorn(), signal.SIGTERM, id="litestar, uvicorn"),
+        pytest.param(quart_app, "asgi", hypercorn(), signal.SIGTERM, id="quart, hypercorn"),
+        pytest.param(falcon_asgi_app, "asgi", granian("asgi"), signal.SIGTERM, id="falcon, granian"),
+        pytest.param(falcon_wsgi_app, "wsgi", gunicorn(), signal.SIGTERM, id="falcon, gunicorn"),
+        pytest.param(django_asgi_app, "asgi", daphne(), signal.SIGTERM, id="django, daphne"),
+        pytest.param(django_wsgi_app, "wsgi", waitress(), signal.SIGINT, id="django, waitress"),
+    ],
+)
+def test_what_a_framework_answered_on_a_server_is_what_was_recorded(
+    serve: Serve, make: Any, protocol: str, arguments: Any, ends_by: signal.Signals
+) -> None:
+    source = SERVED.format(root=os.fspath(Path(__file__).parents[2]), protocol=protocol, make=make.__name__)
+    server = serve(source, arguments)
+    asked = ["/api/x", "/api/free", "//api/x", "/stream", "/nowhere", "/api/x", "/api/x"]
+    answers = [server("GET", target, {"X-Request-Id": f"r{at}"}) for at, target in enumerate(asked)]
+    assert answers[0].body == answers[1].body == b"item"
+    assert answers[3].body == b"a" * 1000 + b"b" * 1000
+    assert (answers[4].status, answers[-1].status) == (404, 429)
+    assert sum(answer.body == b"item" for answer in answers) <= 3
+    server.stop(ends_by)
+    told = {record.request_id: (record.status, record.bytes_out) for record in server.records()}
+    expected = {f"r{at}": (answer.status, len(answer.body)) for at, answer in enumerate(answers) if at != 1}
+    assert told == expected
 
 
 ROOTED = [
