@@ -89,11 +89,22 @@ class Answer(NamedTuple):
         return [name.lower() for name, _ in self.headers]
 
 
+def against(*attacks: int) -> Callable[[F], F]:
+    """Has ``pytest -k attack_7`` find a test of many attacks, as it finds those whose names say so."""
+
+    def named(test: F) -> F:
+        vars(test).update({f"attack_{number}": True for number in attacks})
+        return test
+
+    return named
+
+
 class Unfinished(Exception):
     """The application returned before its response was complete."""
 
 
 Application = TypeVar("Application")
+F = TypeVar("F", bound=Callable[..., None])
 
 
 class Call(Generic[Application]):

@@ -483,7 +483,7 @@ def nested(secret: str, name: str) -> list[Any]:
 
 
 @given(secret=secrets, name=names)
-def test_no_secret_of_a_note_is_recorded(secret: str, name: str) -> None:
+def test_o4_no_secret_of_a_note_is_recorded(secret: str, name: str) -> None:
     for noted in nested(secret, name):
         encoded = closed(asgi("GET", "/x", ()), notes={"note": noted})
         assert not leaks(encoded, secret)

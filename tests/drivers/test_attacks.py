@@ -1,6 +1,7 @@
 """Attacks that other limiters fell for, each against both drivers. The numbers of the advisories say where."""
 
 import asyncio
+import logging
 import threading
 import tracemalloc
 import uuid
@@ -535,6 +536,23 @@ def test_attack_34_no_planted_secret_is_found_in_any_file_or_log(
 def test_attack_34_a_secret_under_an_unusual_name_stays_out_of_records(call: Call[Any], query: str) -> None:
     call.behind()
     assert "SECRET" not in call("GET", f"/?{query}").record.query
+
+
+@pytest.mark.filterwarnings("ignore:Unknown REQUEST_METHOD")
+def test_attack_33_nothing_that_a_client_sends_is_said_in_the_log(
+    call: Call[Any], caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """CVE-2024-1681: a path with a line end wrote lines of its own."""
+    caplog.set_level(logging.DEBUG)
+    forged = "%0d%0aforged%1b[2J"
+    policies = [ONE, Policy("p", routes=["/p/*"], identity=Header("X-Customer"), limits=["9/minute"])]
+    call.behind(lambda request: Reply(500), policies=policies)
+    for target in (f"/{forged}", f"/p/{forged}?{forged}", f"/{forged}"):
+        call.status(
+            "forged", target, [("X-Customer", "forged\x1b"), ("User-Agent", "forged\x1b[2J"), ("Referer", forged)]
+        )
+        call.status("GET", target, [("X-Customer", "forged,forged")])
+    assert "forged" not in caplog.text + "".join(capfd.readouterr())
 
 
 # -- clocks -----------------------------------------------------------------------------------------------------------

@@ -218,7 +218,7 @@ FORGED = {
 
 @pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED.keys())
 @pytest.mark.parametrize("published", [False, True], ids=["key", "key set"])
-def test_attack_26_what_is_not_signed_for_us_is_refused(
+def test_attack_26_u10_what_is_not_signed_for_us_is_refused(
     call: Call[Any], issuer: Issuer, forged: Any, published: bool
 ) -> None:
     """CVE-2022-29217, CVE-2026-32597, CVE-2026-48523, CVE-2026-75509, CVE-2026-85394."""

@@ -94,7 +94,7 @@ def test_a_keeper_can_be_closed_and_used_again(call: Call[Any]) -> None:
     assert len(call.recorded()) == 3
 
 
-def test_building_a_keeper_opens_and_starts_nothing(call: Call[Any], tmp_path: Any, monkeypatch: Any) -> None:
+def test_u25_building_a_keeper_opens_and_starts_nothing(call: Call[Any], tmp_path: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     keeper = call.keep(policies=[TWO], store="sqlite:///usage.db")
     call.behind(keeper=keeper)

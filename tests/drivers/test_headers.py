@@ -51,7 +51,7 @@ def test_a_served_request_is_told_of_every_limit(call: Call[Any]) -> None:
     }
 
 
-def test_a_refused_request_is_told_when_to_come_back(call: Call[Any]) -> None:
+def test_f11_a_refused_request_is_told_when_to_come_back(call: Call[Any]) -> None:
     call.behind(policies=[FIVE])
     call.statuses(5)
     answer = call()

@@ -117,12 +117,12 @@ def test_a_body_in_pieces_names_the_subject_and_reaches_the_application_whole(se
     assert statuses == [200, 429]
 
 
-def test_a_body_over_the_cap_is_refused_in_chunks_too(server: Server) -> None:
+def test_attack_18_live_a_body_over_the_cap_is_refused_in_chunks_too(server: Server) -> None:
     body = json.dumps({"user": "large", "more": "x" * 70_000}).encode()
     assert sent(server, "POST /bodies HTTP/1.1", chunked(body, 10_000)).status == 413
 
 
-def test_two_tokens_on_the_wire_are_refused(server: Server) -> None:
+def test_attack_24_live_two_tokens_on_the_wire_are_refused(server: Server) -> None:
     good = sealed(claims(exp=4_000_000_000), SECRET, "HS256", {})
     line = b"Authorization: Bearer " + good.encode() + b"\r\n"
     assert sent(server, "GET /tokens HTTP/1.1", [line + line + b"\r\n"]).status == 400

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import against
 from tests.scenarios.conftest import end, folder
 from tests.scenarios.servers import Server, gunicorn, uvicorn, waitress, werkzeug
 
@@ -128,6 +129,7 @@ def servers(tmp_path: Path) -> Iterator[dict[str, Server]]:
     end(started.values())
 
 
+@against(7, 8, 9, 10, 13)
 def test_no_request_line_gets_around_the_limit(servers: dict[str, Server], subtests: pytest.Subtests) -> None:
     for name, server in servers.items():
         with subtests.test(name):
