@@ -1,4 +1,4 @@
-"""Every attack that the package promises to withstand has a test: `pytest -k attack_7` finds it, or `-k attack_clock`."""
+"""Every attack that the package promises to withstand has a test: `pytest -k attack_7` finds it, as `attack_clock`."""
 
 import re
 from pathlib import Path
