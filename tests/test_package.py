@@ -70,6 +70,11 @@ def test_an_unknown_name_is_an_attribute_error(name: str) -> None:
         getattr(usagekeeper, name)
 
 
+def test_the_middleware_is_told_where_it_is_imported_from() -> None:
+    with pytest.raises(ImportError, match=r"from usagekeeper\.asgi \(FastAPI, Starlette\), usagekeeper\.flask or"):
+        exec("from usagekeeper import UsageMiddleware")
+
+
 def test_importing_the_package_loads_none_of_its_modules() -> None:
     assert {name for name in loaded_by("import usagekeeper") if name.startswith("usagekeeper")} == {"usagekeeper"}
 
