@@ -144,3 +144,10 @@ def described(name: str, member: object) -> bool:
 def test_every_public_name_has_a_docstring(name: str) -> None:
     silent = [at for at, value in public(importlib.import_module(name)) if not inspect.getdoc(value)]
     assert silent == []
+
+
+@pytest.mark.parametrize(("module", "extra"), [("fastapi", "fastapi"), ("flask", "flask")])
+def test_a_framework_that_is_not_installed_is_named_with_its_extra(module: str, extra: str) -> None:
+    script = f"import sys; sys.modules['{module}'] = None\nimport usagekeeper.{module}"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert f'pip install "usagekeeper[{extra}]"' in ended.stderr

@@ -6,7 +6,10 @@ import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
-from flask import Flask, Response, got_request_exception
+try:
+    from flask import Flask, Response, got_request_exception
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError('this needs Flask: pip install "usagekeeper[flask]"', name=error.name) from error
 
 from usagekeeper.config import Options, read_settings
 from usagekeeper.decisions import refusal

@@ -45,7 +45,16 @@ class Fault(NamedTuple):
 
 KEEPER_OF_ITS_OWN = "UsageMiddleware, store='memory://', policies=[Policy('address', limits=['300/minute'])]"
 FAULTS = {
-    "UK101": [Fault(good("headers='old'"))],
+    "UK101": [
+        Fault(good("headers='old'")),
+        Fault(FASTAPI + "app = FastAPI(); app.add_middleware(UsageMiddleware(app, store='memory://'))"),
+        Fault(
+            FASTAPI + "import usagekeeper.wsgi\napp = FastAPI(); app.add_middleware(usagekeeper.wsgi.UsageMiddleware)"
+        ),
+        Fault(
+            FASTAPI + "import usagekeeper.flask\napp = FastAPI(); app.add_middleware(usagekeeper.flask.UsageMiddleware)"
+        ),
+    ],
     "UK102": [Fault("import redis_of_nobody")],
     "UK103": [
         Fault(FASTAPI + GOOD + f"app.add_middleware({KEEPER_OF_ITS_OWN})", ["--workers", "1"]),
