@@ -1,4 +1,4 @@
-"""Know, limit and bill the use of an API, inside its own process.
+"""Know, limit and record the use of an API, inside its own process.
 
 Names are loaded on first use: importing the package imports nothing third-party.
 """
