@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from usagekeeper import websocket
 from usagekeeper.config import Options
 from usagekeeper.decisions import RAW_HEADER_NAMES
-from usagekeeper.discovery import discover, own_root
+from usagekeeper.discovery import discover, own_root, takes
 from usagekeeper.engine import Engine
 from usagekeeper.errors import ConfigurationError, QuotaExceeded, StoreUnavailable
 from usagekeeper.exchange import AsgiRequest, Refusal, asgi_place, byte_length
@@ -65,6 +65,11 @@ class UsageMiddleware:
         self._error: ConfigurationError | None = None
         if not callable(app):
             raise ConfigurationError(f"UsageMiddleware wraps an ASGI application, not {app!r}: {_RIGHT_LINE}")
+        if takes(app, 2) and not takes(app, 3):
+            raise ConfigurationError(
+                f"usagekeeper.asgi is for ASGI applications, and {app!r} is called as WSGI asks:"
+                " for Flask write from usagekeeper.flask import UsageMiddleware, for others from usagekeeper.wsgi"
+            )
         try:
             self._attach(keeper_of(keeper, options))
         except ConfigurationError as error:  # said by lifespan and by every request: servers swallow it here

@@ -1,11 +1,13 @@
-"""Finds the framework behind an application, and its routes, without importing one that is not in use."""
+"""Finds what an application is: its kind, the framework behind it and its routes; imports none that is not in use."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib import import_module
+from types import FunctionType, MethodType
 from typing import Any, Final
 
 from usagekeeper.routes import Rest, Template
@@ -63,6 +65,19 @@ def _mounted(prefix: str, own: list[Template]) -> Iterator[Template]:
     for template in own:
         yield replace(template, label=prefix + template.label, segments=(*before, *template.segments))
     yield Template(f"{prefix}/<path>", frozenset() if own else None, (*before, Rest()), mounted=len(own))
+
+
+def takes(application: Any, arguments: int) -> bool:
+    """Whether it can be called with so many *arguments*: an ASGI application takes three, a WSGI application two."""
+    if type(application) in (FunctionType, MethodType):
+        call, given = application, arguments
+    else:  # asked of its class: proxies object to being looked at
+        call, given = type(application).__call__, arguments + 1
+    try:
+        inspect.signature(call, follow_wrapped=False).bind(*range(given))
+    except (TypeError, ValueError):  # it takes others, or does not tell
+        return False
+    return True
 
 
 def _layers(application: Any) -> Iterator[Any]:

@@ -129,6 +129,9 @@ _MARKED: Final = re.compile(r"[*{}<>]|^:")
 _SPANNING: Final = re.compile(r"[^*]*\*|.*[:<]path\b.*")
 _CALLED: Final = re.compile(r"\{([A-Za-z_]\w*)|([A-Za-z_]\w*)>")
 _SEVERAL: Final = re.compile(r"[,;\s]+(?:[A-Za-z]+\s+)?(?=/)")
+_METHOD_LAST: Final = re.compile(r"(/\S*)\s+(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|QUERY)")
+_REGEX: Final = re.compile(r"\^.*|.*\.\*.*", re.DOTALL)
+_OF_REGEXES: Final = re.compile(r"[][(){}\\.*+?$^|]")
 _NEVER: Final = (
     (re.compile("[?#].*"), "has a query string or a fragment, and only paths are compared"),
     (_CONTROL, "has a control character"),
@@ -162,6 +165,13 @@ def _check(pattern: str) -> None:
             f'the pattern {pattern!r} looks like several: give each an entry of its own, as in ["GET /a", "/b"],'
             f" instead of {found[0]!r} between them"
         )
+    if turned := _METHOD_LAST.fullmatch(pattern):
+        raise _wrong(pattern, "has its method last", f"{turned[2]} {turned[1]}")
+    if _REGEX.fullmatch(pattern):
+        plain = pattern.removeprefix("^").removesuffix("$")
+        head, *rest = _OF_REGEXES.split(plain, maxsplit=1)
+        better = canonical(f"{head.rstrip('/')}/*" if rest else head)
+        raise _wrong(pattern, "is a regular expression, and patterns are none", better)
     for regex, fault in _NEVER:
         if regex.search(pattern):
             raise _wrong(pattern, fault, canonical(regex.sub("", pattern)))

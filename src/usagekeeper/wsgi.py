@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from usagekeeper.config import Options
 from usagekeeper.decisions import HEADER_NAMES
-from usagekeeper.discovery import discover
+from usagekeeper.discovery import discover, takes
 from usagekeeper.engine import Engine
 from usagekeeper.errors import ConfigurationError, QuotaExceeded, StoreUnavailable
 from usagekeeper.exchange import Refusal, Request, WsgiRequest, as_text, wsgi_path
@@ -48,6 +48,11 @@ class UsageMiddleware:
             raise ConfigurationError(
                 f"UsageMiddleware wraps a WSGI application, not {app!r}:"
                 " write app = UsageMiddleware(app, policies=[...])"
+            )
+        if takes(app, 3) and not takes(app, 2):
+            raise ConfigurationError(
+                f"usagekeeper.wsgi is for WSGI applications, and {app!r} is called as ASGI asks:"
+                " write from usagekeeper.asgi import UsageMiddleware"
             )
         self.app = app
         self._attach(keeper_of(keeper, options))
