@@ -165,6 +165,13 @@ def test_a_good_application_is_left_in_peace(source: str, options: tuple[str, ..
     assert (ended.exit_code, ended.stdout.splitlines()[-1]) == (0, "0 errors, 0 warnings, 0 notes")
 
 
+@BOTH
+def test_names_that_are_verified_are_no_names_that_a_client_makes_up(source: str, project: Project) -> None:
+    claim = "BearerClaim('sub', key='s' * 32, algorithms=['HS256'], issuer=None, audience=None)"
+    project.write(source + f"app = make(policies=[Policy('p', identity={claim}, limits=['5/minute'])])")
+    assert codes(project) == []
+
+
 @pytest.mark.parametrize("name", ["fastapi_app", "flask_app"])
 def test_the_examples_have_the_one_warning_that_is_told(name: str, project: Project) -> None:
     project.write((ROOT / f"examples/{name}.py").read_text(), "example")
