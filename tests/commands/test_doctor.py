@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,6 @@ from tests.commands.conftest import Project
 from usagekeeper.doctor import places
 from usagekeeper.doctor.codes import CODES
 from usagekeeper.records import UsageRecord
-from usagekeeper.stores.sqlite import SqliteStore
 from usagekeeper.testing.store_suite import make_record
 
 ROOT = Path(__file__).parent.parent.parent
@@ -216,16 +215,6 @@ def test_cors_outside_is_right(project: Project) -> None:
 
 
 # -- traffic -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def filled(tmp_path: Path) -> Callable[[Sequence[UsageRecord]], None]:
-    def fill(records: Sequence[UsageRecord]) -> None:
-        store = SqliteStore(tmp_path / "usage.db")
-        store.append(records)
-        store.close()
-
-    return fill
 
 
 def traffic(count: int, agents: int = 9, **changes: Any) -> list[UsageRecord]:
