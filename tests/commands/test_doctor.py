@@ -156,7 +156,9 @@ def test_a_fault_is_found_and_nothing_else(
 
 @BOTH
 @pytest.mark.parametrize(
-    "options", [(), ("--workers", "4"), ("--forwarded-allow-ips", "10.0.0.2")], ids=["alone", "workers", "proxy"]
+    "options",
+    [(), ("--workers", "4"), ("--forwarded-allow-ips", "10.0.0.2"), ("--forwarded-allow-ips", "/run/proxy,10.0.0.2")],
+    ids=["alone", "workers", "proxy", "socket"],
 )
 def test_a_good_application_is_left_in_peace(source: str, options: tuple[str, ...], project: Project) -> None:
     project.write(source + GOOD)
