@@ -410,6 +410,47 @@ def test_what_the_store_cannot_take_stops_nothing_else(store: Store, make: Calla
     assert recorder.figures().written == 2
 
 
+@pytest.mark.parametrize(
+    ("odd", "kept"),
+    [
+        pytest.param(b"\xc1", None, id="no MessagePack"),
+        pytest.param(encode((1, 2)), None, id="no record"),
+        pytest.param(encoded(2, at=(1 << 63) - 1), None, id="no id"),
+        pytest.param(encoded(2, at=-1), None, id="before all time"),
+        pytest.param(encoded(2, subject={"a": 1}), "{'a': 1}", id="a subject that is no text"),
+        pytest.param(encoded(2, subject=(1 << 64) - 1), str((1 << 63) - 1), id="a number that is too large"),
+    ],
+)
+def test_what_is_odd_is_stored_or_set_aside_alone(
+    tmp_path: Path, make: Callable[..., Recorder], odd: bytes, kept: str | None
+) -> None:
+    target = SqliteStore(tmp_path / "usage.db")
+    recorder = make(target)
+    fill(recorder, 1)
+    recorder.record(odd)
+    fill(recorder, 3)
+    assert recorder.flush()
+    found = {record.serial: record.subject for record in everything(target)}
+    assert found == {1: "ada", 3: "ada"} | ({2: kept} if kept else {})
+    assert recorder.figures().undecodable == (kept is None)
+    target.close()
+
+
+def test_encoded_records_that_a_store_does_not_take_are_tried_as_records(make: Callable[..., Recorder]) -> None:
+    class Choosy(Store):
+        def append_encoded(self, encoded: Sequence[bytes]) -> int:
+            raise StoreUnavailable("away") if self.error else ValueError("odd")
+
+    choosy = Choosy()
+    recorder = make(choosy)
+    fill(recorder, 1, 2)
+    choosy.error = StoreUnavailable("away")
+    assert not recorder.flush(0)
+    choosy.error = None
+    assert recorder.flush()
+    assert choosy.batches == [2]
+
+
 def test_a_store_that_takes_nothing_is_away(store: Store, time: Time, make: Callable[..., Recorder]) -> None:
     recorder = make(timer=time, wait=time.wait)
     store.error = ValueError("a fault in the store")
@@ -705,7 +746,7 @@ def test_records_pending_at_a_fork_are_delivered_once_by_the_parent(tmp_path: Pa
 
 
 @FORKS
-def test_a_fork_while_the_thread_is_storing_harms_neither_side(tmp_path: Path) -> None:
+def test_attack_fork_a_fork_while_the_thread_is_storing_harms_neither_side(tmp_path: Path) -> None:
     script = """
         inside, go_on = threading.Event(), threading.Event()
         class Slow(Store):

@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 from usagekeeper.errors import UsageError
 from usagekeeper.printable import sentence
 from usagekeeper.records import UsageRecord, decode
-from usagekeeper.stores.base import UsageStore
+from usagekeeper.stores.base import EncodedStore, UsageStore
 
 logger = logging.getLogger("usagekeeper")
 
@@ -214,8 +214,7 @@ class Recorder:
         buffer = self._buffer
         encoded = [buffer[position] for position in range(min(most, len(buffer)))]
         try:
-            records = _decoded(encoded)
-            refused = self._deliver(records) if records else 0
+            refused = self._deliver(encoded) if encoded else 0
         except Exception as error:
             self._failed(error)
             return 0
@@ -223,21 +222,28 @@ class Recorder:
             buffer.popleft()
         self._bytes_out = self._bytes_out + sum(map(len, encoded)) if buffer else self._bytes_in
         self._expect(idle=False)
-        self._stored(len(records) - refused, len(encoded) - len(records) + refused)
+        self._stored(len(encoded) - refused, refused)
         return len(encoded)
 
-    def _deliver(self, records: Sequence[UsageRecord]) -> int:
-        """How many of *records* the store refused for what they are; raises when it took none."""
+    def _deliver(self, encoded: Sequence[bytes]) -> int:
+        """How many of *encoded* had to be set aside; raises when the store did not take the others."""
         if self._store is None:
             assert self._make is not None
             self._store = self._make()
+        store = self._store
+        if isinstance(store, EncodedStore) and _taken_as_encoded(store, encoded):
+            return 0
+        records = _decoded(encoded)
+        unread = len(encoded) - len(records)
+        if not records:
+            return unread
         try:
-            self._store.append(records)
+            store.append(records)
         except UsageError:
             raise
         except Exception:  # one of them may be what the store cannot take: find it
-            return _deliver_singly(self._store, records)
-        return 0
+            return unread + _deliver_singly(store, records)
+        return unread
 
     def _stored(self, written: int, undecodable: int) -> None:
         self._written += written
@@ -399,6 +405,16 @@ def _decoded(encoded: Sequence[bytes]) -> list[UsageRecord]:
             with suppress(Exception):
                 records.append(decode(one))
     return records
+
+
+def _taken_as_encoded(store: EncodedStore, encoded: Sequence[bytes]) -> bool:
+    try:
+        store.append_encoded(encoded)
+    except UsageError:
+        raise
+    except Exception:  # one of them is odd: find it
+        return False
+    return True
 
 
 def _deliver_singly(store: UsageStore, records: Sequence[UsageRecord]) -> int:

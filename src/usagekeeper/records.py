@@ -147,6 +147,18 @@ Rare = tuple[str, str | None, tuple[str, ...], bool, str | None, str | None, Map
 """Outcome, reason, violated, aborted, exception, error code, metadata: all at their defaults in most records."""
 
 _decode = msgspec.msgpack.Decoder(list[Any]).decode
+_Credentials = tuple[Any, Any]
+_Kept = tuple[Any, Any, Any, Any, Any, Any, Any, Any, _Credentials | None]
+_Rare = tuple[Any, Any, list[Any], Any, Any, Any, Any]
+take_apart = msgspec.msgpack.Decoder(
+    tuple[
+        int, int, int, msgspec.Raw, Any, Any, Any, Any, Any, Any, Any, Any, Any, Any, Any, Any, Any, Any, _Kept,
+        _Rare | None,
+    ]
+).decode  # fmt: skip
+"""An encoded record as it was grouped, its plan still encoded; raises where it is not of that form."""
+take_plan_apart = msgspec.msgpack.Decoder(tuple[Any, Any, Any, list[Any]]).decode
+"""Application, method, route and policies."""
 _FIELDS: Final = UsageRecord.__struct_fields__
 _ID: Final = ("at", "serial", "process")
 _PLAN: Final = ("application", "method", "route", "policies")
@@ -260,7 +272,7 @@ def decode(encoded: bytes) -> UsageRecord:
     return UsageRecord(*_in_order(values))  # by keyword it takes five times as long
 
 
-def _text(value: str | bytes | None) -> str | None:
+def read_text(value: str | bytes | None) -> str | None:
     """Header bytes, in WSGI as Latin-1 text, are Latin-1 by protocol (RFC 9110, 5.5); meant is nearly always UTF-8."""
     if value is None:
         return None
@@ -270,45 +282,49 @@ def _text(value: str | bytes | None) -> str | None:
         return value if isinstance(value, str) else value.decode("latin-1")
 
 
-def _mimetype(value: str | bytes | None) -> str | None:
-    text = _text(value)
+def read_mimetype(value: str | bytes | None) -> str | None:
+    """A Content-Type without its parameters, in lower case."""
+    text = read_text(value)
     return text.split(";", 1)[0].strip().lower() or None if text else None
 
 
-def _length(value: str | bytes | int | None) -> int | None:
+def read_length(value: str | bytes | int | None) -> int | None:
+    """A Content-Length; None where it is no number."""
     if isinstance(value, int):
         return value
     # Text of a header may hold digits of other scripts, or thousands of them: `int` refuses both.
     return int(value) if value is not None and value.isdigit() and value.isascii() and len(value) < 19 else None
 
 
-def _units(value: int | str) -> int | Decimal:
+def read_units(value: int | str) -> int | Decimal:
+    """Units as they were encoded: a Decimal as text."""
     return value if isinstance(value, int) else Decimal(value)
 
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?", re.ASCII)
 
 
-def _trace(value: str | bytes | None) -> str | None:
-    found = _TRACEPARENT.fullmatch(_text(value) or "")
+def read_trace(value: str | bytes | None) -> str | None:
+    """The trace of a traceparent header (W3C Trace Context); None where it is none."""
+    found = _TRACEPARENT.fullmatch(read_text(value) or "")
     return found[1] if found and found[1] != "0" * 32 else None
 
 
 _READ: Final[Mapping[int, Any]] = {
-    _AT["query"]: _text,
-    _AT["host"]: _text,
+    _AT["query"]: read_text,
+    _AT["host"]: read_text,
     _AT["violated"]: tuple,
     _AT["policies"]: tuple,
-    _AT["units"]: _units,
-    _AT["request_length"]: _length,
-    _AT["request_mimetype"]: _mimetype,
-    _AT["response_length"]: _length,
-    _AT["response_mimetype"]: _mimetype,
-    _AT["referer"]: _text,
-    _AT["origin"]: _text,
-    _AT["user_agent"]: _text,
-    _AT["trace_id"]: _trace,
-    _AT["request_id"]: _text,
+    _AT["units"]: read_units,
+    _AT["request_length"]: read_length,
+    _AT["request_mimetype"]: read_mimetype,
+    _AT["response_length"]: read_length,
+    _AT["response_mimetype"]: read_mimetype,
+    _AT["referer"]: read_text,
+    _AT["origin"]: read_text,
+    _AT["user_agent"]: read_text,
+    _AT["trace_id"]: read_trace,
+    _AT["request_id"]: read_text,
 }
 
 # -- what never enters a record ---------------------------------------------------------------------------------------

@@ -322,10 +322,11 @@ class RouteTable:
         """Where the decoded *path* belongs, as the server handed it over, less the *root* that it is below.
 
         An application under a root (root_path, SCRIPT_NAME) is watched by patterns with and without that prefix; its
-        templates, and the positions of their parameters, are without.
+        templates, and the positions of their parameters, are without. A star before the root says that the path holds
+        it, but not in front: frameworks differ in what they serve then, so patterns hold for all of that.
         """
         if root:
-            return self._match_below(root.rstrip("/"), path)
+            return self._match_beside(root[1:], path) if root[0] == "*" else self._match_below(root.rstrip("/"), path)
         known = self._known.get(path)
         if known is not None:
             return known
@@ -362,6 +363,10 @@ class RouteTable:
     def _match_below(self, root: str, path: str) -> Match:
         whole, local = self.match(root + path), self.match(path)
         return Match(local.exact, tuple(sorted({*whole.entries, *local.entries})), local.templates)
+
+    def _match_beside(self, root: str, path: str) -> Match:
+        local, rest = self._match_below(root.rstrip("/"), path), self.match("/" + path.partition(root)[2])
+        return Match(False, tuple(sorted({*local.entries, *rest.entries})), local.templates)
 
     def _match_odd(self, path: str, clean: str) -> Match:
         """The union over every form of the path; templates match the first form that the framework would know."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sized
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -173,7 +173,7 @@ class _Watched(Ticket):
         if isinstance(wrapper, type) and isinstance(body, wrapper):
             return self._file(body)
         self.chunks = iter(body)
-        return _Sized(self, len(body)) if isinstance(body, Sized) else self
+        return _Sized(self, len(body)) if hasattr(body.__class__, "__len__") else self  # type: ignore[arg-type]
 
     def _file(self, body: Any) -> Iterable[bytes]:
         """A file that the server may send by itself: the very object must reach it, so it reports by its `close`."""

@@ -7,18 +7,20 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import usagekeeper.stores.sqlite as module
+import usagekeeper.stores.sqlite_encoded as short
 import usagekeeper.stores.sqlite_rows as rows
 from usagekeeper.errors import ConfigurationError, StoreUnavailable
-from usagekeeper.records import UsageRecord, decode, encode_bounded, grouped
+from usagekeeper.records import UsageRecord, decode, encode, encode_bounded, grouped
 from usagekeeper.stores import open_store
 from usagekeeper.stores.base import RecordQuery, UsageStore
 from usagekeeper.stores.sqlite import SqliteStore, check_writable, open_sqlite
@@ -59,6 +61,12 @@ def finish(*processes: subprocess.Popen[str]) -> list[str]:
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes)
     return outputs
+
+
+def encoded(record: UsageRecord) -> bytes:
+    """As the engine does: nil for what is nearly always the same."""
+    *values, rare = grouped(msgspec.structs.asdict(record))
+    return encode((*values, None if rare == ("allowed", None, (), False, None, None, {}) else rare))
 
 
 class TestSqliteStore(StoreSuite):
@@ -207,6 +215,57 @@ def test_whatever_the_request_path_encodes_comes_back_from_the_file(
     assert kept == [by_id[identity] for identity in sorted(by_id)]
     assert store.append(records) == 0
     store.close()
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(VALUES, min_size=1, max_size=4, unique_by=lambda values: values[:3]))
+def test_encoded_or_decoded_the_file_keeps_the_same(
+    tmp_path_factory: pytest.TempPathFactory, many: list[tuple[Any, ...]]
+) -> None:
+    names = UsageRecord.__struct_fields__
+    wire = [encode_bounded(grouped(dict(zip(names, values, strict=True)))) for values in many]
+    store = SqliteStore(tmp_path_factory.mktemp("any") / "usage.db")
+    assert store.append_encoded(wire) == len(wire)
+    by_id = {record.id: record for record in map(decode, wire)}
+    assert everything(store) == [by_id[identity] for identity in sorted(by_id)]
+    store.close()
+
+
+def test_what_a_request_leaves_is_stored_without_a_record(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = make_records(250, trace_id=None)  # what is encoded of one is the header
+    many = [encoded(record) for record in records]
+    monkeypatch.setattr(module, "decode", lambda one: pytest.fail("it was decoded"))
+    assert store.append_encoded(many) == 250
+    assert store.append_encoded(many) == 0
+    assert everything(store) == records
+
+
+def test_a_store_that_appends_in_its_own_way_sees_records(path: Path) -> None:
+    class Own(SqliteStore):
+        def append(self, records: Sequence[UsageRecord]) -> int:
+            return super().append([msgspec.structs.replace(record, subject="ada") for record in records])
+
+    store = Own(path)
+    assert store.append_encoded([encoded(make_record(1, subject="bob"))]) == 1
+    assert everything(store)[0].subject == "ada"
+    store.close()
+
+
+def test_what_is_remembered_of_clients_is_bounded(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(short, "_REMEMBERED", 50)
+    records = [make_record(n, trace_id=None, user_agent=f"{n} " * (n % 120), origin=f"{n}") for n in range(1, 300)]
+    assert store.append_encoded([encoded(record) for record in records]) == len(records)
+    assert everything(store) == records
+    known = store._writer.encoded._texts
+    assert len(known) <= 50
+    assert max(len(value or b"") for value in known) <= 256
+
+
+def test_usual_and_rare_records_are_stored_together(store: SqliteStore) -> None:
+    rare = {"outcome": "refused", "reason": "limit", "violated": ("a", "b"), "aborted": True, "metadata": {"n": 1}}
+    records = [make_record(serial, trace_id=None, **(rare if serial % 3 else {})) for serial in range(1, 1200)]
+    assert store.append_encoded([encoded(record) for record in records]) == len(records)
+    assert everything(store) == records
 
 
 @pytest.mark.parametrize("length", ["²", "٣", "1" * 5000, "-5", "", "12 "])

@@ -50,3 +50,15 @@ class UsageStore(Protocol):
     def drop(self) -> None:
         """Forget, without closing, what a forked child inherited; files are opened again on use."""
         ...
+
+
+@runtime_checkable
+class EncodedStore(UsageStore, Protocol):
+    """A store that can do without the records between what was encoded and what it keeps."""
+
+    def append_encoded(self, encoded: Sequence[bytes]) -> int:
+        """`append` of the records that *encoded* decodes to; the same is kept.
+
+        Raises, and keeps none of them, also where one cannot be decoded or is not as usual: they are appended then.
+        """
+        ...

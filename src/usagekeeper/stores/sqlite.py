@@ -17,12 +17,13 @@ from contextlib import contextmanager, suppress
 from importlib.resources import files
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from weakref import WeakValueDictionary
 
 from usagekeeper.errors import ConfigurationError, StoreUnavailable
-from usagekeeper.records import UsageRecord
+from usagekeeper.records import UsageRecord, decode
 from usagekeeper.stores.base import RecordQuery
+from usagekeeper.stores.sqlite_encoded import EncodedRows
 from usagekeeper.stores.sqlite_rows import (
     PURGE,
     Words,
@@ -66,12 +67,28 @@ class SqliteStore:
         """See `UsageStore.append`. Lets other threads run every twenty rows, or fifty times a batch."""
         new = 0
         with self._writer.opened() as connection, _transaction(connection):
-            words = Words(connection, self._writer.learnt)
+            words = self._writer.words
             step = min(max(_SLICE, len(records) // 50), rows_at_once(connection))
             for start in range(0, len(records), step):
                 if start:
                     time.sleep(0)
                 new += insert(connection, [row_of(record, words) for record in records[start : start + step]])
+        return new
+
+    def append_encoded(self, encoded: Sequence[bytes]) -> int:
+        """See `EncodedStore.append_encoded`. Lets other threads run as `append` does, which a subclass may have made
+        its own: it is called then."""
+        if type(self).append is not SqliteStore.append:
+            return self.append([decode(one) for one in encoded])
+        new = 0
+        with self._writer.opened() as connection, _transaction(connection):
+            rows = self._writer.encoded
+            step = rows.step(len(encoded))
+            for start in range(0, len(encoded), step):
+                if start:
+                    time.sleep(0)
+                new += rows.insert(encoded[start : start + step], step)
+            new += rows.finish()
         return new
 
     def read(self, query: RecordQuery) -> Iterator[UsageRecord]:
@@ -112,7 +129,7 @@ class SqliteStore:
         """Up to *size* records behind the id *after*, and the id of the last of them."""
         statement, values = select(query, after)
         with self._reader.opened() as connection:
-            words = Words(connection, self._reader.learnt)
+            words = self._reader.words
             rows = connection.execute(statement, {**values, "size": size}).fetchall()
             return rows[-1][0] if rows else after, [record_of(row, words) for row in rows]
 
@@ -174,13 +191,16 @@ def _ownership(path: str) -> str:
 
 
 class _Handle:
-    """One connection, used by one thread at a time, and what was learnt through it.
+    """One connection, used by one thread at a time, and what was looked up through it.
 
     SQLite keeps a process's file locks in tables of its own. A forked child inherits the tables and
     not the locks: when the parent closes, the write-ahead log is deleted under the child; and after
     a parent in mid-transaction the child waits for ever. So connections are closed before a fork.
     Should a fork come without Python's hooks, the inherited connection is left alone.
     """
+
+    words: Words
+    encoded: EncodedRows
 
     def __init__(self, path: Path, patience: float) -> None:
         self._path = path
@@ -228,7 +248,6 @@ class _Handle:
         self._connection = None
         self._file: tuple[int, int] | None = None
         self._process = os.getpid()
-        self.learnt: dict[Any, Any] = {}
         self._lock = threading.Lock()
 
     def _current(self) -> sqlite3.Connection:
@@ -236,11 +255,12 @@ class _Handle:
             self._close()  # moved or deleted: nobody would see what is written into it
         if self._connection is None:
             self._connection = _connect(self._path, self._patience)
+            self.words = Words(self._connection)
+            self.encoded = EncodedRows(self._connection, self.words)
             self._file = _file_behind(self._path)
         return self._connection
 
     def _close(self) -> None:
-        self.learnt.clear()
         if self._connection is not None:
             with suppress(sqlite3.Error):
                 self._connection.close()

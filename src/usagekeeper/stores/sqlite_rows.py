@@ -25,15 +25,15 @@ _OURS: Final = (
 )  # fmt: skip
 _THEIRS: Final = ("host", "request_mimetype", "response_mimetype", "origin", "user_agent")
 """Words that a client chooses: they get half of the numbers, so that nobody can use up all."""
-_MOST: Final = 16_384
+MOST: Final = 16_384
 _LONGEST: Final = 256
 _LIMITS: Final = {
-    **{_AT[name]: _MOST for name in _OURS},
-    **{_AT[name]: _MOST // 2 for name in _THEIRS},
+    **{_AT[name]: MOST for name in _OURS},
+    **{_AT[name]: MOST // 2 for name in _THEIRS},
 }
 
 
-_NULL: Final = float("nan")
+NULL: Final = float("nan")
 """SQLite keeps it as NULL. The sqlite3 module searches for adapters of None and bytes, which takes longer than all the
 rest; it does not for floats and bytearrays."""
 _OFTEN_NULL: Final = tuple(
@@ -46,15 +46,15 @@ _OFTEN_NULL: Final = tuple(
 
 
 class Words:
-    """Texts as numbers and back; *learnt* is what this connection has looked up before."""
+    """Texts as numbers and back, and what *connection* has looked up before."""
 
-    def __init__(self, connection: sqlite3.Connection, learnt: dict[Any, Any]) -> None:
+    def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self.learnt = learnt
+        self.learnt: dict[Any, Any] = {}
 
     def number(self, value: Any, limit: int) -> Any:
         """The number of a text, or the text itself when it is long or *limit* numbers are given."""
-        text = _write_json(value) if isinstance(value, tuple) else str(value)
+        text = write_json(value) if isinstance(value, tuple) else str(value)
         if text is None or len(text) > _LONGEST:
             return text
         try:
@@ -81,11 +81,11 @@ def row_of(record: UsageRecord, words: Words) -> list[Any]:
         row[position] = write(row[position])
     for position in _OFTEN_NULL:
         if row[position] is None:
-            row[position] = _NULL
+            row[position] = NULL
     known = words.learnt.get
     for position, limit in _LIMITS.items():
         value = row[position]
-        row[position] = _NULL if value is None else known(value) or words.number(value, limit)
+        row[position] = NULL if value is None else known(value) or words.number(value, limit)
     return row
 
 
@@ -108,7 +108,8 @@ def _fits(value: int) -> bool:
     return -(1 << 63) <= value < 1 << 63
 
 
-def _write_json(value: Any) -> str | None:
+def write_json(value: Any) -> str | None:
+    """Notes or names as JSON; None where there are none."""
     if not value:
         return None
     try:
@@ -125,7 +126,8 @@ def _read_json(value: str | None) -> Any:
     return msgspec.json.decode(value) if value else {}
 
 
-def _write_units(value: int | Decimal) -> int | str:
+def write_units(value: int | Decimal) -> int | str:
+    """Units as an integer where SQLite has room for it, else as text."""
     return value if isinstance(value, int) and _fits(value) else str(value)
 
 
@@ -133,7 +135,8 @@ def _read_units(value: int | str) -> int | Decimal:
     return value if isinstance(value, int) else Decimal(value)
 
 
-def _write_digest(value: str | None) -> bytearray | str | None:
+def write_digest(value: str | None) -> bytearray | str | None:
+    """A digest as its bytes; what is none is kept as it is."""
     if value is None or len(value) != 32:
         return value
     try:
@@ -148,10 +151,10 @@ def _read_digest(value: bytes | str | None) -> str | None:
 
 
 _WRITE: Final[Mapping[int, Callable[[Any], Any]]] = {
-    _AT["units"]: _write_units,
-    _AT["auth_digest"]: _write_digest,
-    _AT["trace_id"]: _write_digest,
-    _AT["metadata"]: _write_json,
+    _AT["units"]: write_units,
+    _AT["auth_digest"]: write_digest,
+    _AT["trace_id"]: write_digest,
+    _AT["metadata"]: write_json,
 }
 _READ: Final[Mapping[int, Callable[[Any], Any]]] = {
     _AT["violated"]: _read_names,
