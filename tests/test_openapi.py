@@ -8,7 +8,8 @@ from fastapi import APIRouter, FastAPI
 from fastapi.openapi.models import OpenAPI
 from pydantic import BaseModel
 
-from usagekeeper import ConfigurationError, Everyone, Header, Policy, UsageKeeper
+from tests.tokens import by_key
+from usagekeeper import ConfigurationError, Everyone, FirstOf, Header, Policy, UsageKeeper
 from usagekeeper.asgi import UsageMiddleware
 from usagekeeper.config import Options
 from usagekeeper.fastapi import document
@@ -136,6 +137,8 @@ def test_what_is_exempt_unwatched_or_of_another_method_is_untouched(options: Any
         ({"on_missing_identity": "reject"}, "200 401 422 429"),
         ({"on_missing_identity": "reject", "limits": []}, "200 401 422"),
         ({"on_missing_identity": "reject", "mode": "shadow"}, "200 422"),
+        ({"identity": by_key()}, "200 401 422 429"),
+        ({"identity": FirstOf(by_key(), Header("X-Customer"))}, "200 401 422 429"),
         ({"on_outage": "deny"}, "200 422 429 503"),
         ({"on_outage": "deny", "mode": "soft"}, "200 422"),
         ({"mode": "soft"}, "200 422"),

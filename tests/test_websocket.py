@@ -162,6 +162,15 @@ def test_a_cancelled_connection_is_recorded(asgi: AsgiCall) -> None:
     assert [(record.status, record.aborted) for record in asgi.fresh()] == [(101, True)]
 
 
+def test_a_record_that_cannot_be_made_is_logged_and_costs_no_connection(
+    asgi: AsgiCall, caplog: pytest.LogCaptureFixture
+) -> None:
+    asgi.around(echo, policies=[Policy("p", limits=["9/hour"], charge_on=lambda status: 1 / 0 > 1)])
+    assert kinds(connect(asgi, {"type": "websocket.receive", "text": "a"})) == ["accept", "send"]
+    assert "a usage record could not be made" in caplog.text
+    assert asgi.recorded() == []
+
+
 def test_an_application_that_refuses_by_itself_is_recorded_with_its_answer(asgi: AsgiCall) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "websocket.http.response.start", "status": 418, "headers": []})

@@ -66,8 +66,10 @@ class UsageKeeper:
         self.mark = f"usagekeeper.{id(self):x}"
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
         self._verifiers: dict[BearerClaim, Verifier] = {}
-        self._identity = verified(settings.parsed_identity(), self._verifier)
-        self._ready = [self._with_verifier(policy) for policy in self.policies]
+        self.identity = verified(settings.parsed_identity(), self._verifier)
+        """The strategy of policies that name none."""
+        self.ready = [self._with_verifier(policy) for policy in self.policies]
+        """The policies, each with what verifies its tokens."""
         self.engine()  # whatever is wrong with the rules is said here
         _KEEPERS.add(self)
 
@@ -78,8 +80,8 @@ class UsageKeeper:
             application=settings.application,
             routes=settings.parsed_routes("routes"),
             whitelist=settings.parsed_routes("whitelist"),
-            policies=self._ready,
-            identity=self._identity,
+            policies=self.ready,
+            identity=self.identity,
             client_of=client_of(settings.trusted_proxies),
             exempt=settings.exempt,
             headers=settings.headers,

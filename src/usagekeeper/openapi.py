@@ -103,7 +103,7 @@ def _add_headers(response: dict[str, Any], names: tuple[str, ...], named: set[st
 
 def _refusals(plan: RoutePlan) -> Iterator[tuple[str, str, Decision, tuple[str, ...]]]:
     """Status, description, an example, and the headers that belong to it alone."""
-    if any(line.missing == "reject" and line.mode != SHADOW for line in plan.lines):
+    if any(_names_are_checked(line) and line.mode != SHADOW for line in plan.lines):
         yield (
             "401",
             "The request does not say who it is from.",
@@ -127,6 +127,11 @@ def _refusals(plan: RoutePlan) -> Iterator[tuple[str, str, Decision, tuple[str, 
             Decision(503, "counters-unavailable", "Usage cannot be counted at the moment."),
             ("Retry-After",),
         )
+
+
+def _names_are_checked(line: Line) -> bool:
+    """Whether it answers 401: to who does not say who it is, or to a token that is not accepted."""
+    return line.missing == "reject" or any(source.absent for source, _ in line.sources)
 
 
 def _limits(line: Line) -> Iterator[tuple[str, int]]:

@@ -4,7 +4,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -13,6 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from usagekeeper.cli import main
+from usagekeeper.records import UsageRecord
+from usagekeeper.stores.sqlite import SqliteStore
 
 
 class Project:
@@ -47,3 +49,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project
     for name in sys.modules.keys() - before:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Callable[[Sequence[UsageRecord]], None]:
+    """Puts records into the store of the project."""
+
+    def fill(records: Sequence[UsageRecord]) -> None:
+        store = SqliteStore(tmp_path / "usage.db")
+        store.append(records)
+        store.close()
+
+    return fill

@@ -62,3 +62,23 @@ def test_counts_that_are_not_there_yet_are_told(project: Project) -> None:
     assert "nothing is counted yet" in project.run("check", "GET", "/api/items/7", "--app", "shop:app").stdout
     project.write(FASTAPI + GOOD.replace("make(", "make(counters='memory://',"))
     assert "known to the server's process alone" in project.run("check", "GET", "/api/x", "--app", "shop:app").stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        pytest.param("", ["policies   none: recorded, never limited", "allowed"], id="no-policy"),
+        pytest.param("whitelist=['/api/*']", ["not watched: it passes through"], id="whitelisted"),
+        pytest.param("enabled=False", ["not watched: it passes through"], id="off"),
+        pytest.param(
+            "policies=[Policy('p', identity=Header('X'), limits=['2/minute'], on_missing_identity='reject')]",
+            ['  subject  nobody is named by Header("X")', "refused: 401 missing-identity"],
+            id="nobody",
+        ),
+        pytest.param("policies=[Policy('p')]", ["           this policy has no limits", "allowed"], id="no-limit"),
+    ],
+)
+def test_what_is_not_counted_says_why(options: str, lines: list[str], project: Project) -> None:
+    project.write(FASTAPI + f"app = make({options})")
+    shown = project.run("check", "GET", "/api/items/7", "--app", "shop:app").stdout.splitlines()
+    assert [line for line in shown if line in lines] == lines

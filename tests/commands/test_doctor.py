@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,6 @@ from tests.commands.conftest import Project
 from usagekeeper.doctor import places
 from usagekeeper.doctor.codes import CODES
 from usagekeeper.records import UsageRecord
-from usagekeeper.stores.sqlite import SqliteStore
 from usagekeeper.testing.store_suite import make_record
 
 ROOT = Path(__file__).parent.parent.parent
@@ -157,12 +156,21 @@ def test_a_fault_is_found_and_nothing_else(
 
 @BOTH
 @pytest.mark.parametrize(
-    "options", [(), ("--workers", "4"), ("--forwarded-allow-ips", "10.0.0.2")], ids=["alone", "workers", "proxy"]
+    "options",
+    [(), ("--workers", "4"), ("--forwarded-allow-ips", "10.0.0.2"), ("--forwarded-allow-ips", "/run/proxy,10.0.0.2")],
+    ids=["alone", "workers", "proxy", "socket"],
 )
 def test_a_good_application_is_left_in_peace(source: str, options: tuple[str, ...], project: Project) -> None:
     project.write(source + GOOD)
     ended = project.run("doctor", "--app", "shop:app", *options)
     assert (ended.exit_code, ended.stdout.splitlines()[-1]) == (0, "0 errors, 0 warnings, 0 notes")
+
+
+@BOTH
+def test_names_that_are_verified_are_no_names_that_a_client_makes_up(source: str, project: Project) -> None:
+    claim = "BearerClaim('sub', key='s' * 32, algorithms=['HS256'], issuer=None, audience=None)"
+    project.write(source + f"app = make(policies=[Policy('p', identity={claim}, limits=['5/minute'])])")
+    assert codes(project) == []
 
 
 @pytest.mark.parametrize("name", ["fastapi_app", "flask_app"])
@@ -209,16 +217,6 @@ def test_cors_outside_is_right(project: Project) -> None:
 
 
 # -- traffic -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def filled(tmp_path: Path) -> Callable[[Sequence[UsageRecord]], None]:
-    def fill(records: Sequence[UsageRecord]) -> None:
-        store = SqliteStore(tmp_path / "usage.db")
-        store.append(records)
-        store.close()
-
-    return fill
 
 
 def traffic(count: int, agents: int = 9, **changes: Any) -> list[UsageRecord]:

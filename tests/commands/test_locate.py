@@ -56,6 +56,7 @@ def test_the_name_may_stand_in_the_environment(project: Project, monkeypatch: py
     [
         pytest.param("shop", "'shop' is no name of an application: write \"module:app\"", id="no-colon"),
         pytest.param("shopp:app", "there is no module 'shopp' in ", id="no-module"),
+        pytest.param("shop.py:app", "on the path of Python: write 'shop'", id="a-file"),
         pytest.param("shop.inner:app", "there is no module 'shop.inner'", id="no-package"),
         pytest.param("shop:ap", "'shop' has no 'ap': did you mean 'app'?", id="no-attribute"),
         pytest.param("shop:x.y", "'shop' has no 'y': name the application", id="no-inner-attribute"),

@@ -1,7 +1,7 @@
 """`tail`: which records it shows, in which order, and how they look."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,9 @@ from usagekeeper.commands.tail import Wanted, line, tail
 from usagekeeper.records import UsageRecord
 from usagekeeper.stores.base import RecordQuery
 from usagekeeper.stores.memory import MemoryStore
-from usagekeeper.stores.sqlite import SqliteStore
 from usagekeeper.testing.store_suite import make_record, make_records
 
 STORE = ("--store", "sqlite:///usage.db", "--no-follow")
-
-
-@pytest.fixture
-def filled(tmp_path: Path) -> Callable[[Sequence[UsageRecord]], None]:
-    def fill(records: Sequence[UsageRecord]) -> None:
-        store = SqliteStore(tmp_path / "usage.db")
-        store.append(records)
-        store.close()
-
-    return fill
 
 
 def shown(project: Project, *more: str) -> list[Any]:

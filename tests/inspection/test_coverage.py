@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from usagekeeper import Body, ClientAddress, Everyone, FirstOf, Header, Policy, Rate, Route, UsageKeeper
+from usagekeeper import BearerClaim, Body, ClientAddress, Everyone, FirstOf, Header, Policy, Rate, Route, UsageKeeper
 from usagekeeper.inspection.coverage import asked, covered, rate, reach, rules_of
 from usagekeeper.routes import Parameter, Rest, Segment, Template
 
@@ -70,6 +70,9 @@ def test_a_mount_that_has_no_requests_of_its_own_is_left_out() -> None:
     assert rows([Template("/sub/{path}", frozenset(), ("sub", Rest()), mounted=0)]) == []
 
 
+SIGNED = BearerClaim("sub", key="s" * 32, algorithms=["HS256"], issuer=None, audience=None)
+
+
 def customer_of(request: object) -> str:
     return "x"
 
@@ -81,7 +84,14 @@ def customer_of(request: object) -> str:
         pytest.param(ClientAddress(prefix=56), "ClientAddress(prefix=56)", id="address"),
         pytest.param(FirstOf(Header("A"), Body("b.c")), 'Header("A"), else Body("b.c"), else ClientAddress()', id="of"),
         pytest.param(customer_of, "customer_of(), else ClientAddress()", id="callable"),
-        pytest.param(Everyone(), "Everyone(), else ClientAddress()", id="everyone"),
+        pytest.param(Everyone(), "Everyone()", id="everyone"),
+        pytest.param(SIGNED, 'BearerClaim("sub")', id="bearer"),
+        pytest.param(
+            FirstOf(SIGNED, Header("A")),
+            'BearerClaim("sub"), else Header("A"), else ClientAddress()',
+            id="token-or-header",
+        ),
+        pytest.param(FirstOf(Header("A"), SIGNED), 'Header("A"), else BearerClaim("sub")', id="header-or-token"),
         pytest.param(
             {"identityFieldName": "u", "identityFieldLocation": "query"}, 'Query("u"), else ClientAddress()', id="form"
         ),

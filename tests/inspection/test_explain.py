@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import AsgiCall, Call, Down, WsgiCall
+from tests.tokens import bearer, by_key, issuing, jwk, signed
 from usagekeeper import Body, ClientAddress, ConfigurationError, Header, PathParam, Policy, Rate, UsageError
 from usagekeeper.inspection.explain import Explanation, Question, explain
 from usagekeeper.inspection.locate import locate
@@ -64,6 +65,7 @@ RULES: dict[str, dict[str, Any]] = {
     "down": {"counters": Down(), "policies": [Policy("p", limits=["1/minute"])]},
     "down-and-denying": {"counters": Down(), "on_outage": "deny", "policies": [Policy("p", limits=["1/minute"])]},
     "off": {"enabled": False, "policies": [Policy("p", limits=["1/minute"])]},
+    "bearer": {"policies": [Policy("p", identity=by_key(), limits=["2/minute"]), Policy("a", limits=["9/minute"])]},
     "old-headers": {"headers": "legacy", "policies": [Policy("p", limits=["2/minute"])]},
 }
 
@@ -71,8 +73,15 @@ RULES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize(
     "headers",
-    [(), (("X-Customer", "acme"),), (("X-Customer", "a,b"),), (("X-Tenant", "t"),)],
-    ids=["bare", "named", "twice", "tenant"],
+    [
+        (),
+        (("X-Customer", "acme"),),
+        (("X-Customer", "a,b"),),
+        (("X-Tenant", "t"),),
+        tuple(bearer(signed()).items()),
+        tuple(bearer(signed("EC2")).items()),
+    ],
+    ids=["bare", "named", "twice", "tenant", "token", "forged"],
 )
 def test_it_says_beforehand_what_is_answered_then(name: str, headers: Any, call: Call[Any]) -> None:
     call.behind(**RULES[name])
@@ -133,6 +142,26 @@ def test_which_pattern_matched_and_why_not_is_told(
     said = told(method, target)
     assert (said.canonical, said.watched) == (canonical, watched)
     assert why in said.why
+
+
+def test_a_token_is_verified_and_never_shown(call: Call[Any]) -> None:
+    with issuing(jwk()) as issuer:
+        policies = [
+            Policy("p", identity=by_key(jwks_url=issuer.url), limits=["2/minute"]),
+            Policy("a", limits=["9/day"]),
+        ]
+        call.behind(policies=policies)
+        good, forged = bearer(signed()), bearer(signed("EC2"))
+        allowed, refused = (told("GET", "/api/x", headers=[*headers.items()]) for headers in (good, forged))
+    assert [(one.subject, one.source) for one in allowed.rulings] == [
+        ("anne", 'BearerClaim("sub")'),
+        (CLIENT, "ClientAddress()"),
+    ]
+    assert [one.why for one in refused.rulings] == [
+        "refused with 401: The bearer token is not valid.",
+        "the request is refused before anything is counted: invalid-token",
+    ]
+    assert "eyJ" not in f"{allowed}{refused}"
 
 
 def test_a_body_that_names_the_subject_is_read(call: Call[Any]) -> None:

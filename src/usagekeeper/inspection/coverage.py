@@ -12,7 +12,7 @@ from itertools import zip_longest
 from typing import Any, Final, Literal
 
 from usagekeeper.config import Settings
-from usagekeeper.identity import Asked, ClientAddress, FirstOf, Identity, strategy
+from usagekeeper.identity import Asked, ClientAddress, Everyone, FirstOf, Identity, Verified, strategy
 from usagekeeper.keeper import UsageKeeper
 from usagekeeper.policies import Policy
 from usagekeeper.rates import Rate
@@ -92,13 +92,14 @@ class Written:
 
 def rules_of(keeper: UsageKeeper) -> list[Rule]:
     """The keeper's policies."""
-    default = keeper.settings.parsed_identity()
-    return [_rule(policy, default) for policy in keeper.policies]
+    return [_rule(policy, keeper.identity) for policy in keeper.ready]
 
 
 def _rule(policy: Policy, default: Identity) -> Rule:
     strategies = flat(policy.identity if policy.identity is not None else default)
-    if policy.on_missing_identity in (None, "address") and not isinstance(strategies[-1], ClientAddress):
+    last = strategies[-1].sources(lambda request: None)[-1]
+    falls_back = policy.on_missing_identity == "address" or (policy.on_missing_identity is None and not last.absent)
+    if falls_back and last.kind != "address" and not isinstance(strategies[-1], Everyone):
         strategies += (ClientAddress(),)
     routes = tuple(map(Route.parse, policy.routes))
     return Rule(policy.name, routes, tuple(policy.rates()), policy.mode, strategies, policy)
@@ -171,6 +172,8 @@ def told(one: Any) -> str:
     """A strategy as it is written: ``Header("X-Customer")``, ``customer_of()``."""
     if isinstance(one, Asked):
         return f"{getattr(one.function, '__name__', type(one.function).__name__)}()"
+    if isinstance(one, Verified):
+        return f'BearerClaim("{one.claim.claim}")'
     if isinstance(one, ClientAddress):
         return "ClientAddress()" if one.prefix == ClientAddress().prefix else f"ClientAddress(prefix={one.prefix})"
     if not is_dataclass(one) or isinstance(one, type):

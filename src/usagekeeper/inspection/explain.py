@@ -295,7 +295,7 @@ def _standing(charged: Spend, before: Spend) -> Standing:
 
 
 def _uncharged(rule: Rule, value: str | None, ticket: Ticket) -> str:
-    if ticket.reason in ("missing-identity", "ambiguous-identity", "invalid-identity", "body-too-large"):
+    if ticket.refusal is not None and not ticket.charges:
         return f"the request is refused before anything is counted: {ticket.reason}"
     if ticket.exempt:
         return "exempt"

@@ -130,9 +130,8 @@ def _imported(module: str) -> Any:
     except ModuleNotFoundError as error:
         absent = error.name or module
         if module == absent or module.startswith(f"{absent}."):
-            raise NotFound(
-                f"there is no module {module!r} in {folder} or on the path of Python: run this where it lies"
-            ) from error
+            better = f"write {module.removesuffix('.py')!r}" if module.endswith(".py") else "run this where it lies"
+            raise NotFound(f"there is no module {module!r} in {folder} or on the path of Python: {better}") from error
         raise Missing(f"{module!r} needs {absent!r}, which is not installed: {_install(absent)}") from error
     except Exception as error:  # an application may raise anything while it is imported
         raise NotFound(f"{module!r} cannot be imported: {type(error).__name__}: {error}") from error
