@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, M
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote, unquote_to_bytes
 from uuid import UUID
+from weakref import WeakSet
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
@@ -236,7 +237,8 @@ class Call(Generic[Application]):
     def close(self) -> None:
         for keeper in self._keepers:
             keeper.close()
-            assert not keeper.disagreements, "a framework chose another route than the label says"
+        wrong = [keeper for keeper in self._keepers if keeper.disagreements]
+        assert not wrong, "a framework chose another route than the label says"
 
 
 # -- ASGI -------------------------------------------------------------------------------------------------------------
@@ -249,6 +251,15 @@ AsgiApp = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 T = TypeVar("T")
 
 
+_RUNNERS: WeakSet[asyncio.Runner] = WeakSet()
+
+
+def close_loops() -> None:
+    """Close what a failed test has left open: else it is the trouble of whichever test runs when it is collected."""
+    for runner in list(_RUNNERS):
+        runner.close()
+
+
 class AsgiCall(Call[AsgiApp]):
     """Speaks as an ASGI server does."""
 
@@ -257,6 +268,7 @@ class AsgiCall(Call[AsgiApp]):
     def __init__(self) -> None:
         super().__init__()
         self._runner = asyncio.Runner()
+        _RUNNERS.add(self._runner)
         self.sent: list[Message] = []
         """The messages of the latest exchange."""
 

@@ -129,7 +129,7 @@ FLOODS: Final[dict[str, Callable[[int], Sent]]] = {
 
 @pytest.mark.filterwarnings("ignore:Unknown REQUEST_METHOD")
 @pytest.mark.parametrize("flood", FLOODS)
-def test_a_flood_of_what_is_always_new_is_remembered_up_to_a_bound(
+def test_attack_20_a_flood_of_what_is_always_new_is_remembered_up_to_a_bound(
     call: Call[Any], flood: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("usagekeeper.engine._REMEMBERED", 100)
@@ -148,7 +148,7 @@ def test_an_address_of_any_length_is_remembered_by_its_beginning() -> None:
     assert proxies._address_key.cache_info().misses <= before + 1
 
 
-def test_a_body_in_tiny_chunks_is_kept_as_few() -> None:
+def test_attack_18_a_body_in_tiny_chunks_is_kept_as_few() -> None:
     """CVE-2019-9518: frames that hold nothing, without an end."""
     call = AsgiCall()
     given = [0]

@@ -58,7 +58,7 @@ any_name = st.text(st.characters(exclude_categories=[]), min_size=1, max_size=10
 
 
 @given(policy=any_name, name=any_name)
-def test_headers_are_structured_fields_whatever_the_names(policy: str, name: str) -> None:
+def test_attack_name_headers_are_structured_fields_whatever_the_names(policy: str, name: str) -> None:
     assume(name != f"{policy}-minute")
     limits = LimitSet("default", policy, [Rate(5, "minute"), Rate(7, "hour", name=name)])
     headers = told(HeaderForm([limits], "both").raw([(0,) * limits.size], NOW))
@@ -69,7 +69,7 @@ def test_headers_are_structured_fields_whatever_the_names(policy: str, name: str
 HOSTILE: Final = 'a"b\\c\r\nX-Injected: 1\x00é%d%s%'
 
 
-def test_a_hostile_name_injects_no_header(call: Call[Any]) -> None:
+def test_attack_name_a_hostile_name_injects_no_header(call: Call[Any]) -> None:
     call.behind(policies=[Policy(HOSTILE, limits=["1/minute"])])
     for answer in (call(), call()):
         assert set(answer.names) - {"content-type", "content-length", "retry-after"} == OURS

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from flask import Flask
+from flask import Flask, current_app
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from usagekeeper.discovery import discover
+from usagekeeper.discovery import discover, takes
 
 
 async def item(request: Any) -> PlainTextResponse:
@@ -143,3 +143,31 @@ def test_discovery_imports_no_framework_that_is_not_in_use() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert shown.split() == []
+
+
+# -- which kind --------------------------------------------------------------------------------------------------------
+
+
+class Wsgi:
+    def __call__(self, environ: Any, start_response: Any) -> list[bytes]:
+        return []
+
+    def served(self, environ: Any, start_response: Any, more: Any = None) -> list[bytes]:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("application", "expected"),
+    [
+        pytest.param(Wsgi(), [2], id="an instance"),
+        pytest.param(Wsgi().served, [2, 3], id="an argument more"),
+        pytest.param(lambda scope, receive, send: None, [3], id="a function"),
+        pytest.param(starlette(), [3], id="Starlette"),
+        pytest.param(flask(), [2], id="Flask"),
+        pytest.param(flask().wsgi_app, [2], id="a bound method"),
+        pytest.param(functools.partial(lambda *given: None), [2, 3], id="whatever is given"),
+        pytest.param(current_app, [], id="a proxy outside its context"),
+    ],
+)
+def test_an_application_is_known_by_what_it_takes(application: Any, expected: list[int]) -> None:
+    assert [count for count in (2, 3) if takes(application, count)] == expected

@@ -105,7 +105,7 @@ def test_an_exempt_request_is_recorded_and_costs_nothing(call: Call[Any]) -> Non
     assert call.left(policy) == [1]
 
 
-def test_a_preflight_is_never_limited(call: Call[Any]) -> None:
+def test_attack_preflight_a_preflight_is_never_limited(call: Call[Any]) -> None:
     policy = Policy("p", limits=["1/minute"])
     call.behind(policies=[policy])
     preflight = [("origin", "https://a.com"), ("access-control-request-method", "POST")]

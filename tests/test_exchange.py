@@ -16,6 +16,7 @@ from usagekeeper.exchange import (
     WsgiRequest,
     as_text,
     asgi_path,
+    asgi_place,
     byte_length,
     header_key,
     pair_values,
@@ -169,6 +170,21 @@ def test_a_body_over_http2_needs_no_announcement() -> None:
 )
 def test_an_asgi_path_is_read_below_its_mount(root: str, path: str, below: str) -> None:
     assert asgi_path({"root_path": root, "path": path}) == below
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "place"),
+    [
+        ("/shop", "/shop/x", ("/x", "/shop")),
+        ("/shop", "/x", ("/x", "/shop")),
+        ("/shop", "/shop/x/shop/y", ("/x/shop/y", "/shop")),
+        ("/shop", "/x/shop/y", ("/x/shop/y", "*/shop")),
+        ("/shop", "/shopx", ("/shopx", "*/shop")),
+        ("/shop/", "/shop/x", ("/shop/x", "*/shop/")),
+    ],
+)
+def test_a_root_elsewhere_than_in_front_has_a_star(root: str, path: str, place: tuple[str, str]) -> None:
+    assert asgi_place({"root_path": root, "path": path}) == place
 
 
 @pytest.mark.parametrize(

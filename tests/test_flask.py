@@ -199,3 +199,14 @@ def test_a_wrong_key_of_the_configuration_is_answered_with_the_right_one(key: st
     with pytest.raises(ConfigurationError) as error:
         UsageMiddleware(app, store="memory://")
     assert told in str(error.value)
+
+
+def test_an_asgi_application_is_answered_with_the_other_import() -> None:
+    with pytest.raises(ConfigurationError, match=r"write from usagekeeper\.asgi import UsageMiddleware"):
+        UsageMiddleware(lambda scope, receive, send: None, store="memory://")  # type: ignore[arg-type]
+
+
+def test_the_middleware_that_is_served_in_place_of_the_application_says_so() -> None:
+    served: Any = UsageMiddleware(Flask(__name__), store="memory://")
+    with pytest.raises(ConfigurationError, match=r"write UsageMiddleware\(app, \.\.\.\) without app = before it"):
+        served({}, lambda status, headers: None)

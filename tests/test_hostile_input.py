@@ -108,7 +108,9 @@ def falls_under(pattern: str, path: str) -> bool:
     path=st.lists(st.sampled_from(["b", "c"]), max_size=5).map(lambda parts: "/" + "/".join(parts)),
     root=st.sampled_from(["/a", "/a/c"]),
 )
-def test_under_a_mount_a_pattern_holds_with_and_without_the_prefix(patterns: list[str], path: str, root: str) -> None:
+def test_attack_11_under_a_mount_a_pattern_holds_with_and_without_the_prefix(
+    patterns: list[str], path: str, root: str
+) -> None:
     table = RouteTable([Route("*", _once(pattern)) for pattern in patterns])
     expected = [at for at, one in enumerate(patterns) if falls_under(one, path) or falls_under(one, root + path)]
     assert list(table.match(path, root).entries) == expected
@@ -142,7 +144,7 @@ def test_what_starlette_reads_as_one_cookie_is_one_subject(one: str, other: str)
 @pytest.mark.parametrize(
     "cookie", ["session=abc", "session= abc", "session =abc", 'session="abc"', 'session="\\141bc"', "\tsession=abc ;"]
 )
-def test_a_session_in_other_quotes_has_no_other_budget(call: Call[Any], cookie: str) -> None:
+def test_attack_22_a_session_in_other_quotes_has_no_other_budget(call: Call[Any], cookie: str) -> None:
     call.behind(policies=[Policy("p", identity=Cookie("session"), limits=["1/minute"])])
     assert call.status(headers=[("cookie", "session=abc")]) == 200
     assert call.status(headers=[("cookie", cookie)]) == 429
@@ -177,7 +179,7 @@ VALUES = st.text(st.characters(max_codepoint=255, exclude_characters="\r\n"), ma
 
 
 @given(make=build, values=st.lists(VALUES, max_size=3), other=VALUES)
-def test_a_header_is_one_value_or_none(make: Callable[..., Request], values: list[str], other: str) -> None:
+def test_attack_24_a_header_is_one_value_or_none(make: Callable[..., Request], values: list[str], other: str) -> None:
     headers = [("x-other", other), *(("x-customer", value) for value in values)]
     subject = found(Header("X-Customer"), make(headers=headers))
     if len(values) > 1 or "," in "".join(values):
@@ -247,7 +249,7 @@ def node(address: IPv4Address | IPv6Address, port: int | None) -> str:
     gap=st.sampled_from([",", ", ", " ,\t"]),
     more=st.sampled_from(["", ";proto=https", ";by=_hidden;host=h"]),
 )
-def test_both_forwarded_headers_name_the_last_address_that_is_no_proxy(
+def test_attack_1_both_forwarded_headers_name_the_last_address_that_is_no_proxy(
     make: Callable[..., Request], chain: list[tuple[Any, int | None, bool]], gap: str, more: str
 ) -> None:
     addresses = [IPv4Address("10.0.0.9") if inside else address for address, _, inside in chain]
@@ -266,7 +268,7 @@ def _mapped_inside(address: IPv4Address | IPv6Address) -> bool:
 
 
 @given(address=st.ip_addresses(v=4), zone=st.sampled_from(["", "%eth0", "%25lo"]), upper=st.booleans())
-def test_every_form_of_an_ipv4_address_is_one_key(address: IPv4Address, zone: str, upper: bool) -> None:
+def test_attack_3_every_form_of_an_ipv4_address_is_one_key(address: IPv4Address, zone: str, upper: bool) -> None:
     number = int(address)
     forms = [f"::ffff:{address}{zone}", f"::ffff:{number >> 16:x}:{number & 0xFFFF:x}", f"64:ff9b::{address}{zone}"]
     forms += [str(IPv6Address(0xFFFF_0000_0000 | number)), IPv6Address(0xFFFF_0000_0000 | number).exploded]
@@ -274,7 +276,7 @@ def test_every_form_of_an_ipv4_address_is_one_key(address: IPv4Address, zone: st
 
 
 @given(network=st.integers(2**125, 2**126 - 1).map(lambda bits: bits >> 64 << 64), host=st.integers(0, 2**64 - 1))
-def test_every_form_of_an_ipv6_address_is_the_key_of_its_network(network: int, host: int) -> None:
+def test_attack_4_every_form_of_an_ipv6_address_is_the_key_of_its_network(network: int, host: int) -> None:
     address = IPv6Address(network | host)
     forms = [str(address), address.exploded, address.exploded.upper(), f"{address}%eth0"]
     assert {address_key(form, 64) for form in forms} == {str(IPv6Network((network, 64)))}
@@ -322,7 +324,7 @@ HEADERS = st.lists(
 
 
 @pytest.mark.parametrize("kind", [AsgiCall, WsgiCall], ids=["asgi", "wsgi"])
-def test_a_planted_secret_is_in_nothing_that_is_kept_said_or_answered(
+def test_attack_34_a_planted_secret_is_in_nothing_that_is_kept_said_or_answered(
     kind: type[Call[Any]], caplog: pytest.LogCaptureFixture, tmp_path: Any
 ) -> None:
     call = kind()

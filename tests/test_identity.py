@@ -288,7 +288,7 @@ AMBIGUOUS = [
 
 
 @pytest.mark.parametrize(("identity", "target", "headers", "body"), AMBIGUOUS)
-def test_what_a_client_gives_twice_is_rejected_not_chosen_from(
+def test_attack_24_what_a_client_gives_twice_is_rejected_not_chosen_from(
     call: Call[Any], identity: Identity, target: str, headers: Pairs, body: bytes | None
 ) -> None:
     limited(call, identity)
@@ -333,7 +333,7 @@ def test_a_rejected_request_never_reaches_the_application(call: Call[Any]) -> No
 
 
 @pytest.mark.parametrize("body", [b"x" * (LARGEST_BODY + 1), [b"x" * LARGEST_BODY, b"x"]], ids=["announced", "chunked"])
-def test_a_body_over_the_cap_is_refused(call: Call[Any], body: bytes) -> None:
+def test_attack_18_a_body_over_the_cap_is_refused(call: Call[Any], body: bytes) -> None:
     limited(call, Body("user"))
     refused = call("POST", headers=JSON, body=body)
     assert (refused.status, refused.record.reason) == (413, "body-too-large")
@@ -353,20 +353,20 @@ def test_a_shadow_policy_rejects_nobody(call: Call[Any]) -> None:
 # -- attacks ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_policy_on_the_address_bounds_whoever_changes_names(call: Call[Any]) -> None:
+def test_attack_23_a_second_policy_on_the_address_bounds_whoever_changes_names(call: Call[Any]) -> None:
     by_name = Policy("name", identity=Header("X-Customer"), limits=["5/minute"])
     by_address = Policy("address", identity=ClientAddress(), limits=["20/minute"])
     call.behind(policies=[by_name, by_address])
     assert [call(headers=[("x-customer", f"c{n}")]).status for n in range(25)] == [200] * 20 + [429] * 5
 
 
-def test_the_forwarded_host_names_no_host(call: Call[Any]) -> None:
+def test_attack_6_the_forwarded_host_names_no_host(call: Call[Any]) -> None:
     limited(call, Host())
     record = call(headers=[("host", "a.com"), ("x-forwarded-host", "b.com"), ("forwarded", "host=c.com")]).record
     assert record.subject == "a.com"
 
 
-def test_subjects_are_compared_exactly(call: Call[Any]) -> None:
+def test_attack_24_subjects_are_compared_exactly(call: Call[Any]) -> None:
     limited(call, Header("X-Customer"))
     for name in ("acme", "Acme", "acme.", "acm\xc3\xa9", "acme\x7f"):
         assert call.statuses(5, headers=[("x-customer", name)]) == [200] * 5

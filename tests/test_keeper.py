@@ -360,7 +360,7 @@ print(keeper.flush(), keeper.store.taken)
     assert shown(tmp_path, script) == ["2", "0", "True 5"]
 
 
-def test_a_forked_child_does_not_wait_for_a_lock_that_a_thread_of_its_parent_held(tmp_path: Path) -> None:
+def test_attack_fork_a_forked_child_does_not_wait_for_a_lock_that_a_thread_of_its_parent_held(tmp_path: Path) -> None:
     script = """
 from usagekeeper.limits import LimitSet
 from usagekeeper.values import Charge, Operation

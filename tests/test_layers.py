@@ -23,7 +23,7 @@ LAYERS = """
     counters.base stores.base directory.base journal recorder
     counters.* stores.* directory.* billing.* agents jwks jwt
     models config api dashboard keeper usagekeeper
-    discovery websocket asgi wsgi locate coverage explain doctor following commands cli __main__ testing
+    discovery websocket asgi wsgi inspection doctor commands cli __main__ testing
     openapi starlette fastapi flask demo
 """
 ENTRIES = [(layer, e) for layer, line in enumerate(LAYERS.split("\n")[1:]) for e in line.split()]

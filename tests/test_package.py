@@ -70,6 +70,11 @@ def test_an_unknown_name_is_an_attribute_error(name: str) -> None:
         getattr(usagekeeper, name)
 
 
+def test_the_middleware_is_told_where_it_is_imported_from() -> None:
+    with pytest.raises(ImportError, match=r"from usagekeeper\.asgi \(FastAPI, Starlette\), usagekeeper\.flask or"):
+        exec("from usagekeeper import UsageMiddleware")
+
+
 def test_importing_the_package_loads_none_of_its_modules() -> None:
     assert {name for name in loaded_by("import usagekeeper") if name.startswith("usagekeeper")} == {"usagekeeper"}
 
@@ -139,3 +144,10 @@ def described(name: str, member: object) -> bool:
 def test_every_public_name_has_a_docstring(name: str) -> None:
     silent = [at for at, value in public(importlib.import_module(name)) if not inspect.getdoc(value)]
     assert silent == []
+
+
+@pytest.mark.parametrize(("module", "extra"), [("fastapi", "fastapi"), ("flask", "flask")])
+def test_a_framework_that_is_not_installed_is_named_with_its_extra(module: str, extra: str) -> None:
+    script = f"import sys; sys.modules['{module}'] = None\nimport usagekeeper.{module}"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert f'pip install "usagekeeper[{extra}]"' in ended.stderr

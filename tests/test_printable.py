@@ -21,7 +21,7 @@ from usagekeeper.printable import json_text, sentence, visible
         pytest.param("\U000e0041", "\\U000e0041", id="tag-characters"),
     ],
 )
-def test_what_is_no_visible_character_is_escaped(text: str, shown: str) -> None:
+def test_attack_33_what_is_no_visible_character_is_escaped(text: str, shown: str) -> None:
     assert visible(text) == shown
     assert sentence(text) == shown
     assert shown.isprintable()
@@ -39,7 +39,7 @@ def test_a_long_text_is_cut_where_it_is_told() -> None:
     assert visible("x" * 50, longest=10) == "x" * 9 + "…"
 
 
-def test_json_is_visible_too_and_says_the_same() -> None:
+def test_attack_33_json_is_visible_too_and_says_the_same() -> None:
     text = "\x7f\x1b\u202e\ud800"
     assert json_text([text]).isascii()
     assert json_text([text]).isprintable()

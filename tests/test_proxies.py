@@ -129,7 +129,7 @@ def test_clients_behind_a_trusted_proxy_are_told_apart(call: Call[Any]) -> None:
     assert call(headers=clients[0], client=PROXY).record.remote_address == "198.51.100.0"
 
 
-def test_a_server_that_rewrote_the_peer_needs_no_header_again(call: Call[Any]) -> None:
+def test_attack_2_a_server_that_rewrote_the_peer_needs_no_header_again(call: Call[Any]) -> None:
     call.behind(policies=[Policy("p", limits=["5/minute"])])
     record = call(headers=forwarded_for(f"{LIE}, {REAL}"), client=REAL).record
     assert (record.remote_address, record.subject) == (REAL, REAL)

@@ -746,7 +746,7 @@ def test_records_pending_at_a_fork_are_delivered_once_by_the_parent(tmp_path: Pa
 
 
 @FORKS
-def test_a_fork_while_the_thread_is_storing_harms_neither_side(tmp_path: Path) -> None:
+def test_attack_fork_a_fork_while_the_thread_is_storing_harms_neither_side(tmp_path: Path) -> None:
     script = """
         inside, go_on = threading.Event(), threading.Event()
         class Slow(Store):

@@ -106,7 +106,12 @@ def test_what_is_no_route_is_refused(value: Any) -> None:
         pytest.param("/files/*.json", "/files/*", id="star before text, below"),
         pytest.param("/a/**", "/a/*", id="two stars"),
         pytest.param("/a/*/", "/a/*", id="slash after the last star"),
-        pytest.param("/api/.*", "/api/./*", id="regex"),
+        pytest.param("/api/.*", "/api/*", id="regex"),
+        pytest.param("^/api/.*$", "/api/*", id="regex with anchors"),
+        pytest.param(r"^/api/items/\d+$", "/api/items/*", id="regex of digits"),
+        pytest.param("^/health$", "/health", id="regex of plain text"),
+        pytest.param("/api.*", "/api/*", id="regex after text"),
+        pytest.param("/api/* GET", "GET /api/*", id="method last"),
         pytest.param("a/b", "/a/b", id="no slash in front"),
         pytest.param("https://example.org/a", "/a", id="whole URL"),
         pytest.param("/{id}x", "/{id}", id="text after a parameter"),
@@ -282,21 +287,21 @@ def test_canonical_is_idempotent(path: str) -> None:
 # -- what cannot be dodged ---------------------------------------------------------------------------------------------
 
 DODGES = {
-    "//admin": "attack 7: slashes in front",
-    "/admin/": "attack 7: slash at the end",
-    "/admin//": "attack 7: slashes at the end",
-    "/x/../admin": "attack 8: %2e%2e",
-    "/x/..//admin": "attack 8: %2e%2e%2f%2f",
-    "/./admin": "attack 8: %2e",
-    "/admin/.": "attack 8: %2e at the end",
-    "/../admin": "attack 8: above the root",
-    "/admin\n": "attack 9: %0a",
-    "/admin\r": "attack 9: %0d",
-    "/admin\x00": "attack 9: %00",
-    "/admin ": "attack 9: %20",
-    "/admin/\n": "attack 9: slash and %0a",
-    "http://evil.test/admin": "attack 10: absolute-form",
-    "http://evil.test//admin/": "attack 10: absolute-form with slashes",
+    "//admin": "attack_7 slashes in front",
+    "/admin/": "attack_7 slash at the end",
+    "/admin//": "attack_7 slashes at the end",
+    "/x/../admin": "attack_8 %2e%2e",
+    "/x/..//admin": "attack_8 %2e%2e%2f%2f",
+    "/./admin": "attack_8 %2e",
+    "/admin/.": "attack_8 %2e at the end",
+    "/../admin": "attack_8 above the root",
+    "/admin\n": "attack_9 %0a",
+    "/admin\r": "attack_9 %0d",
+    "/admin\x00": "attack_9 %00",
+    "/admin ": "attack_9 %20",
+    "/admin/\n": "attack_9 slash and %0a",
+    "http://evil.test/admin": "attack_10 absolute-form",
+    "http://evil.test//admin/": "attack_10 absolute-form with slashes",
 }
 
 
@@ -310,12 +315,12 @@ def test_a_protected_path_stays_protected_and_is_never_exempt(path: str) -> None
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param("/admin;x", id="attack 7: parameters of a segment"),
-        pytest.param("/admin;x=1/y", id="attack 7: parameters, below"),
-        pytest.param("/%61dmin", id="attack 8: double encoding"),
-        pytest.param("/health#/admin", id="attack 10: fragment"),
-        pytest.param("/ADMIN", id="attack 12: case"),
-        pytest.param("/admın", id="attack 12: case folding"),
+        pytest.param("/admin;x", id="attack_7 parameters of a segment"),
+        pytest.param("/admin;x=1/y", id="attack_7 parameters, below"),
+        pytest.param("/%61dmin", id="attack_8 double encoding"),
+        pytest.param("/health#/admin", id="attack_10 fragment"),
+        pytest.param("/ADMIN", id="attack_12 case"),
+        pytest.param("/admın", id="attack_12 case folding"),
     ],
 )
 def test_what_frameworks_read_literally_is_another_path(path: str) -> None:
@@ -353,6 +358,12 @@ def test_attack_11_patterns_hold_with_and_without_the_mount_prefix(path: str, ro
 def test_attack_11_a_path_that_begins_like_its_mount_is_not_taken_for_the_rest_of_it() -> None:
     table = RouteTable([Route("GET", "/health"), Route("GET", "/api/api/health")])
     assert table.match("/api/health", "/api").entries == (1,)
+
+
+@pytest.mark.parametrize("path", ["/a/shop/items", "/shopitems", "/a/b/shopitems", "/items/shop/items"])
+def test_attack_11_a_prefix_in_the_middle_protects_what_follows_and_exempts_nothing(path: str) -> None:
+    found = RouteTable([Route("*", "/items"), Route("*", path)]).match(path, "*/shop")
+    assert (found.exact, found.entries) == (False, (0, 1))
 
 
 def test_attack_11_a_prefix_ends_where_a_segment_ends() -> None:

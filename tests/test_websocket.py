@@ -61,7 +61,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "websocket.send", **{key: message[key] for key in ("bytes", "text") if key in message}})
 
 
-def test_a_handshake_over_the_limit_is_answered_as_http_where_the_server_can(asgi: AsgiCall) -> None:
+def test_attack_14_a_handshake_over_the_limit_is_answered_as_http_where_the_server_can(asgi: AsgiCall) -> None:
     asgi.around(echo, policies=[ONE])
     connect(asgi)
     start, body = connect(asgi)
@@ -77,7 +77,7 @@ def test_elsewhere_the_handshake_is_closed_before_it_is_accepted(asgi: AsgiCall)
     assert [record.status for record in asgi.fresh()] == [101, 429]
 
 
-def test_requests_and_handshakes_meet_the_same_counter(asgi: AsgiCall) -> None:
+def test_attack_14_requests_and_handshakes_meet_the_same_counter(asgi: AsgiCall) -> None:
     asgi.behind(policies=[ONE])
     assert asgi.status("GET") == 200
     assert connect(asgi)[0]["status"] == 429
@@ -107,7 +107,7 @@ def test_a_connection_that_broke_is_recorded_as_aborted(asgi: AsgiCall) -> None:
     assert [record.aborted for record in asgi.fresh()] == [True]
 
 
-def test_what_messages_cost_is_on_the_record(asgi: AsgiCall) -> None:
+def test_attack_14_what_messages_cost_is_on_the_record(asgi: AsgiCall) -> None:
     async def charging(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "websocket.accept"})
@@ -126,7 +126,9 @@ def test_what_messages_cost_is_on_the_record(asgi: AsgiCall) -> None:
         pytest.param(True, ["accept", "close"], id="after"),
     ],
 )
-def test_a_charge_that_is_refused_ends_the_connection(asgi: AsgiCall, accepted: bool, told: list[str]) -> None:
+def test_attack_14_a_charge_that_is_refused_ends_the_connection(
+    asgi: AsgiCall, accepted: bool, told: list[str]
+) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if accepted:
             await send({"type": "websocket.accept"})

@@ -1,4 +1,4 @@
-"""Know, limit and bill the use of an API, inside its own process.
+"""Know, limit and record the use of an API, inside its own process.
 
 Names are loaded on first use: importing the package imports nothing third-party.
 """
@@ -91,6 +91,11 @@ _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in name
 
 def __getattr__(name: str) -> Any:
     home = _HOME_OF.get(name)
+    if name == "UsageMiddleware":  # a plain AttributeError would hide the sentence from `from usagekeeper import`
+        raise ImportError(
+            "there is a UsageMiddleware for each kind of application: import it from usagekeeper.asgi (FastAPI,"
+            " Starlette), usagekeeper.flask or usagekeeper.wsgi"
+        )
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{home}"), name)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from usagekeeper import websocket
 from usagekeeper.config import Options
 from usagekeeper.decisions import RAW_HEADER_NAMES
-from usagekeeper.discovery import discover
+from usagekeeper.discovery import discover, own_root, takes
 from usagekeeper.engine import Engine
 from usagekeeper.errors import ConfigurationError, QuotaExceeded, StoreUnavailable
-from usagekeeper.exchange import AsgiRequest, Refusal, asgi_path, byte_length
+from usagekeeper.exchange import AsgiRequest, Refusal, asgi_place, byte_length
 from usagekeeper.identity import LARGEST_BODY, Lack
 from usagekeeper.keeper import UsageKeeper, keeper_of
 from usagekeeper.policies import RoutePlan, ask
@@ -54,7 +54,7 @@ class UsageMiddleware:
 
     def __new__(cls, app: App | None = None, **_: Any) -> UsageMiddleware:
         """Around a whole application, the sibling that notices being added to it as if it were a class."""
-        outermost = cls is UsageMiddleware and hasattr(app, "add_middleware")
+        outermost = cls is UsageMiddleware and (hasattr(app, "add_middleware") or own_root(app))
         return super().__new__(_AroundApplication if outermost else cls)
 
     def __init__(self, app: App, *, keeper: UsageKeeper | None = None, **options: Unpack[Options]) -> None:
@@ -65,6 +65,11 @@ class UsageMiddleware:
         self._error: ConfigurationError | None = None
         if not callable(app):
             raise ConfigurationError(f"UsageMiddleware wraps an ASGI application, not {app!r}: {_RIGHT_LINE}")
+        if takes(app, 2) and not takes(app, 3):
+            raise ConfigurationError(
+                f"usagekeeper.asgi is for ASGI applications, and {app!r} is called as WSGI asks:"
+                " for Flask write from usagekeeper.flask import UsageMiddleware, for others from usagekeeper.wsgi"
+            )
         try:
             self._attach(keeper_of(keeper, options))
         except ConfigurationError as error:  # said by lifespan and by every request: servers swallow it here
@@ -91,7 +96,7 @@ class UsageMiddleware:
             self._prepare(scope)
         method, path, root = scope["method"], scope["path"], scope.get("root_path", "")
         if root:
-            path = asgi_path(scope)
+            path, root = asgi_place(scope)
         plan = self.find(method, path, root)
         if plan is None or self.mark in scope:
             await self.app(scope, receive, send)
@@ -105,34 +110,20 @@ class UsageMiddleware:
         watched = _Watched(plan, request, at, began, driver=self, forward=send, pull=receive)
         token = current.set(watched)
         try:
-            if plan.gathers:
-                await _gather(watched)
-            operation = self._price(watched)
-            if watched.lacks is not None:
-                operation = await _fetch(self.engine, watched, watched.lacks)
-            if operation is not None:
-                try:
-                    spends = self._apply(operation)
-                    if spends.__class__ is not Spends:
-                        spends = await spends
-                except StoreUnavailable:
-                    self.engine.outage(watched)
-                else:
-                    watched.spends = spends
-                    if spends.refused:
-                        self.engine.decide(watched, spends)
+            if (later := self.admit(watched)) is not None:
+                await later
             if watched.refusal is None:
                 await self.app(scope, watched.receive, watched.send)
                 route = scope.get("route")
                 if route is not None and route is not plan.routed and route is not mounted:
                     self.engine.agrees(plan, route, getattr(route, "path_format", None))
             else:
-                await _refuse(watched, watched.refusal)
+                await watched.refuse(watched.refusal)
         except QuotaExceeded as error:
             if watched.status:
                 watched.failed(error)
                 raise
-            await _refuse(watched, self.engine.exceeded(watched, error.decision))
+            await watched.refuse(self.engine.exceeded(watched, error.decision))
         except BaseException as error:
             watched.failed(error)
             raise
@@ -145,18 +136,44 @@ class UsageMiddleware:
             except ValueError:  # the garbage collector ends what a stopped loop has left, in no context of ours
                 pass
 
-    async def admit(self, ticket: Ticket) -> None:
-        """Price *ticket*, charge it and decide: what `__call__` does with every request, as one step."""
-        plan = ticket.plan
-        if plan.asks:
-            ticket.found = [await ask(line, ticket.request) if line.asks else None for line in plan.lines]
+    def admit(self, ticket: Ticket) -> Awaitable[None] | None:
+        """Price *ticket*, charge it and decide. Returns what has to be awaited for that, as a rule nothing."""
+        if ticket.plan.gathers:
+            return self._admit_later(ticket)
         operation = self._price(ticket)
+        if ticket.lacks is not None:
+            return self._admit_later(ticket)
+        if operation is None:
+            return None
+        try:
+            spends = self._apply(operation)
+        except StoreUnavailable:
+            self.engine.outage(ticket)
+            return None
+        if spends.__class__ is not Spends:
+            return self._charged(ticket, spends)
+        ticket.spends = spends
+        if spends.refused:
+            self.engine.decide(ticket, spends)
+        return None
+
+    async def _admit_later(self, ticket: Ticket) -> None:
+        """`admit` where something has to be known first: the body, an asynchronous strategy's word, keys."""
+        await _gather(ticket)
+        operation = self.engine.price_again(ticket)
         if ticket.lacks is not None:
             operation = await _fetch(self.engine, ticket, ticket.lacks)
         if operation is None:
             return
         try:
             answer = self._apply(operation)
+        except StoreUnavailable:
+            self.engine.outage(ticket)
+        else:
+            await self._charged(ticket, answer)
+
+    async def _charged(self, ticket: Ticket, answer: Spends | Awaitable[Spends]) -> None:
+        try:
             spends = answer if isinstance(answer, Spends) else await answer
         except StoreUnavailable:
             self.engine.outage(ticket)
@@ -253,6 +270,17 @@ class _Watched(Ticket):
             self.bytes_in += len(message.get("body", b""))
         return message
 
+    async def refuse(self, refusal: Refusal) -> None:
+        """Answer in the application's place, without the detour over `send`: a flood of refusals has to be cheap."""
+        told = dict(refusal.headers)
+        self.status, self.started = refusal.status, self.driver.timer()
+        self.length, self.mimetype = told[b"content-length"], told[b"content-type"]
+        await self.forward({"type": "http.response.start", "status": refusal.status, "headers": refusal.headers})
+        body = b"" if self.request.method == "HEAD" else refusal.body
+        self.bytes_out = len(body)
+        self.close()
+        await self.forward({"type": "http.response.body", "body": body})
+
     def failed(self, error: BaseException) -> None:
         """The application raised, or was cancelled because the client left."""
         if not self.closed:
@@ -277,16 +305,16 @@ def _by_name(headers: list[Any]) -> dict[bytes, bytes]:
         return {bytes(name): bytes(value) for name, value in headers}
 
 
-async def _gather(watched: _Watched) -> None:
+async def _gather(ticket: Ticket) -> None:
     """What must be known before pricing: the body, and what asynchronous strategies say."""
-    plan, request = watched.plan, watched.request
-    if plan.body and request.has_body:
-        messages, request.body = await _read_body(watched.pull)
+    plan, request = ticket.plan, ticket.request
+    if plan.body and request.has_body and isinstance(ticket, _Watched):  # a WebSocket has none
+        messages, request.body = await _read_body(ticket.pull)
         request.oversized = request.body is None
-        watched.pull = _replay(messages, watched.pull)
+        ticket.pull = _replay(messages, ticket.pull)
     if plan.asks:
         request.positions = plan.positions  # pricing sets them too late for these
-        watched.found = [await ask(line, request) if line.asks else None for line in plan.lines]
+        ticket.found = [await ask(line, request) if line.asks else None for line in plan.lines]
 
 
 async def _fetch(engine: Engine, ticket: Ticket, lacks: Lack | None) -> Operation | None:
@@ -331,12 +359,6 @@ def _replay(messages: list[Message], receive: Receive) -> Receive:
     return replayed
 
 
-async def _refuse(watched: _Watched, refusal: Refusal) -> None:
-    body = b"" if watched.request.method == "HEAD" else refusal.body
-    await watched.send({"type": "http.response.start", "status": refusal.status, "headers": refusal.headers})
-    await watched.send({"type": "http.response.body", "body": body})
-
-
 def _nothing(method: str, path: str, root: str) -> RoutePlan | None:
     """Stands for `Engine.find` in a keeper that is switched off."""
     return None
@@ -377,7 +399,13 @@ class _AroundApplication(UsageMiddleware):
 
     def __init__(self, app: App, *, keeper: UsageKeeper | None = None, **options: Unpack[Options]) -> None:
         super().__init__(app, keeper=keeper, **options)
-        self.entry = _Entry(UsageMiddleware.__call__, self)
+        self.root = own_root(app)
+        self.entry = _Entry(_AroundApplication.rooted if self.root else UsageMiddleware.__call__, self)
+
+    async def rooted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one scope with the root that the application is about to put into it."""
+        scope["root_path"] = self.root
+        await UsageMiddleware.__call__(self, scope, receive, send)
 
     __call__ = _EntryOf()
 

@@ -62,9 +62,9 @@ def main() -> None:
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the sample API; default: one that is free.")
 @click.option("--json", "as_json", is_flag=True, help="Show nothing but the figures at the end, as JSON.")
 def demo(seconds: int, port: int, as_json: bool) -> None:
-    """Run a sample API with clients that call it, and show what is allowed, refused and recorded.
+    """Run a sample API with clients that call it.
 
-    Ends with 1 when requests, answers and records do not add up.
+    Shows what is allowed, refused and recorded. Ends with 1 when requests, answers and records do not add up.
     """
     _end(_run("demo.command", seconds=seconds, port=port, as_json=as_json))
 
@@ -73,7 +73,7 @@ def demo(seconds: int, port: int, as_json: bool) -> None:
 @_app
 @_json
 def routes(name: str | None, json: bool) -> None:
-    """Show every route of the application, and which policies limit it."""
+    """Show every route, and which policies limit it."""
     _run("commands.routes", _named(name), json=json)
 
 
@@ -115,8 +115,8 @@ def tail(name: str | None, url: str | None, **options: Any) -> None:
 @click.option("--forwarded-allow-ips", "allowed", metavar="ADDRESSES", help="As the server's; default: likewise.")
 @_json
 def doctor(name: str | None, workers: int | None, allowed: str | None, json: bool) -> None:
-    """Find what is wrong with an installation, and say which line to change.
+    """Find what is wrong, and the line to change.
 
-    Ends with 1 when there is an error.
+    Run it where the server runs, with its environment. Ends with 1 when there is an error.
     """
     _end(_run("commands.doctor", _named(name), workers=workers, allowed=allowed, json=json))

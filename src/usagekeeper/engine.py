@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from operator import itemgetter
@@ -161,6 +162,8 @@ class Engine:
         # Patterns that hold the mount's prefix count its segments too.
         inside = table.match(path).entries if root else match.entries
         depth = len(canonical(root).split("/")) - 1 if root else 0
+        if root[:1] == "*":  # which segment is whose cannot be said: a parameter by a pattern is missing then
+            inside, depth = (), sys.maxsize
         leaf = leaves.get((match, inside, depth))
         if leaf is None:
             if len(leaves) >= _REMEMBERED:

@@ -294,6 +294,15 @@ def asgi_path(scope: Mapping[str, Any]) -> str:
     return path
 
 
+def asgi_place(scope: Mapping[str, Any]) -> tuple[str, str]:
+    """The path, and the mount that it is below: after a star where the path holds it elsewhere than in front.
+
+    There Litestar serves what comes after it (`/x/shop/api` as `/api`) and Quart `/shopapi`; others the path as it is.
+    """
+    path, root = asgi_path(scope), scope["root_path"]
+    return path, f"*{root}" if path == scope["path"] and root in path else root
+
+
 def wsgi_path(environ: Mapping[str, Any]) -> str:
     """The path below the mount. WSGI carries its bytes as Latin-1 text (PEP 3333); they are UTF-8."""
     path: str = environ.get("PATH_INFO", "") or "/"

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI
+try:
+    from fastapi import Depends, FastAPI
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError('this needs FastAPI: pip install "usagekeeper[fastapi]"', name=error.name) from error
 
 from usagekeeper import starlette
 from usagekeeper.asgi import UsageMiddleware

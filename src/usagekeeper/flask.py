@@ -6,10 +6,14 @@ import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
-from flask import Flask, Response, got_request_exception
+try:
+    from flask import Flask, Response, got_request_exception
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError('this needs Flask: pip install "usagekeeper[flask]"', name=error.name) from error
 
 from usagekeeper.config import Options, read_settings
 from usagekeeper.decisions import refusal
+from usagekeeper.discovery import takes
 from usagekeeper.errors import ConfigurationError, QuotaExceeded
 from usagekeeper.exchange import as_text
 from usagekeeper.keeper import UsageKeeper, keeper_of
@@ -43,18 +47,20 @@ class UsageMiddleware:
         if app is not None:
             self.init_app(app)
 
-    def __call__(self, app: Flask) -> Flask:
-        """`init_app`; returns *app*."""
+    def __call__(self, app: Flask, *served: object) -> Flask:
+        """`init_app`; returns *app*. It is no application itself."""
+        if served:
+            raise ConfigurationError(
+                "a server calls the UsageMiddleware, and the application is still app:"
+                " write UsageMiddleware(app, ...) without app = before it"
+            )
         self.init_app(app)
         return app
 
     def init_app(self, app: Flask) -> None:
         """Put the middleware around *app*; the keeper is then ``app.extensions["usagekeeper"].keeper``."""
         if not isinstance(app, Flask):
-            raise ConfigurationError(
-                f"middleware(app) takes a Flask application, not {app!r}:"
-                " for another WSGI callable write app = usagekeeper.wsgi.UsageMiddleware(app, policies=[...])"
-            )
+            raise ConfigurationError(f"middleware(app) takes a Flask application, not {app!r}: {_instead(app)}")
         if "usagekeeper" in app.extensions:
             raise ConfigurationError(f"{app.name!r} has a UsageMiddleware already: a second one would count twice")
         if getattr(app, "_got_first_request", False):
@@ -67,6 +73,12 @@ class UsageMiddleware:
         app.extensions["usagekeeper"] = self
         app.register_error_handler(QuotaExceeded, _too_many)
         got_request_exception.connect(_note_exception, app)
+
+
+def _instead(app: object) -> str:
+    if takes(app, 3) and not takes(app, 2):
+        return "for FastAPI, Starlette and ASGI write from usagekeeper.asgi import UsageMiddleware"
+    return "for another WSGI callable write app = usagekeeper.wsgi.UsageMiddleware(app, policies=[...])"
 
 
 def _configured(app: Flask, options: Options) -> Options:

@@ -157,7 +157,7 @@ class LimitSet:
         spends = []
         for number, (algorithm, at, step, room, own) in enumerate(self._rows):
             units = cost if own is None else own
-            if algorithm == GCRA and max(words[at], now) + step * units <= now + room:
+            if algorithm == GCRA and (words[at] - now if words[at] > now else 0) + step * units <= room:
                 continue
             row = words[at : at + _SIZES[algorithm]]
             spend = _READERS[algorithm](self.names[number], self.rates[number], row, now, units)

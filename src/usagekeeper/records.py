@@ -283,11 +283,13 @@ def read_text(value: str | bytes | None) -> str | None:
 
 
 def read_mimetype(value: str | bytes | None) -> str | None:
+    """A Content-Type without its parameters, in lower case."""
     text = read_text(value)
     return text.split(";", 1)[0].strip().lower() or None if text else None
 
 
 def read_length(value: str | bytes | int | None) -> int | None:
+    """A Content-Length; None where it is no number."""
     if isinstance(value, int):
         return value
     # Text of a header may hold digits of other scripts, or thousands of them: `int` refuses both.
@@ -295,6 +297,7 @@ def read_length(value: str | bytes | int | None) -> int | None:
 
 
 def read_units(value: int | str) -> int | Decimal:
+    """Units as they were encoded: a Decimal as text."""
     return value if isinstance(value, int) else Decimal(value)
 
 
@@ -302,6 +305,7 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(
 
 
 def read_trace(value: str | bytes | None) -> str | None:
+    """The trace of a traceparent header (W3C Trace Context); None where it is none."""
     found = _TRACEPARENT.fullmatch(read_text(value) or "")
     return found[1] if found and found[1] != "0" * 32 else None
 

@@ -129,6 +129,9 @@ _MARKED: Final = re.compile(r"[*{}<>]|^:")
 _SPANNING: Final = re.compile(r"[^*]*\*|.*[:<]path\b.*")
 _CALLED: Final = re.compile(r"\{([A-Za-z_]\w*)|([A-Za-z_]\w*)>")
 _SEVERAL: Final = re.compile(r"[,;\s]+(?:[A-Za-z]+\s+)?(?=/)")
+_METHOD_LAST: Final = re.compile(r"(/\S*)\s+(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|QUERY)")
+_REGEX: Final = re.compile(r"\^.*|.*\.\*.*", re.DOTALL)
+_OF_REGEXES: Final = re.compile(r"[][(){}\\.*+?$^|]")
 _NEVER: Final = (
     (re.compile("[?#].*"), "has a query string or a fragment, and only paths are compared"),
     (_CONTROL, "has a control character"),
@@ -162,6 +165,13 @@ def _check(pattern: str) -> None:
             f'the pattern {pattern!r} looks like several: give each an entry of its own, as in ["GET /a", "/b"],'
             f" instead of {found[0]!r} between them"
         )
+    if turned := _METHOD_LAST.fullmatch(pattern):
+        raise _wrong(pattern, "has its method last", f"{turned[2]} {turned[1]}")
+    if _REGEX.fullmatch(pattern):
+        plain = pattern.removeprefix("^").removesuffix("$")
+        head, *rest = _OF_REGEXES.split(plain, maxsplit=1)
+        better = canonical(f"{head.rstrip('/')}/*" if rest else head)
+        raise _wrong(pattern, "is a regular expression, and patterns are none", better)
     for regex, fault in _NEVER:
         if regex.search(pattern):
             raise _wrong(pattern, fault, canonical(regex.sub("", pattern)))
@@ -312,10 +322,11 @@ class RouteTable:
         """Where the decoded *path* belongs, as the server handed it over, less the *root* that it is below.
 
         An application under a root (root_path, SCRIPT_NAME) is watched by patterns with and without that prefix; its
-        templates, and the positions of their parameters, are without.
+        templates, and the positions of their parameters, are without. A star before the root says that the path holds
+        it, but not in front: frameworks differ in what they serve then, so patterns hold for all of that.
         """
         if root:
-            return self._match_below(root.rstrip("/"), path)
+            return self._match_beside(root[1:], path) if root[0] == "*" else self._match_below(root.rstrip("/"), path)
         known = self._known.get(path)
         if known is not None:
             return known
@@ -352,6 +363,10 @@ class RouteTable:
     def _match_below(self, root: str, path: str) -> Match:
         whole, local = self.match(root + path), self.match(path)
         return Match(local.exact, tuple(sorted({*whole.entries, *local.entries})), local.templates)
+
+    def _match_beside(self, root: str, path: str) -> Match:
+        local, rest = self._match_below(root.rstrip("/"), path), self.match("/" + path.partition(root)[2])
+        return Match(False, tuple(sorted({*local.entries, *rest.entries})), local.templates)
 
     def _match_odd(self, path: str, clean: str) -> Match:
         """The union over every form of the path; templates match the first form that the framework would know."""

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 from usagekeeper.errors import QuotaExceeded
-from usagekeeper.exchange import AsgiRequest, asgi_path
+from usagekeeper.exchange import AsgiRequest, asgi_place
 from usagekeeper.policies import SOCKET
 from usagekeeper.ticket import Ticket
 from usagekeeper.usage import current
@@ -32,8 +32,9 @@ _ORDERLY: Final = frozenset((1000, 1001, 1005))
 
 async def serve(driver: UsageMiddleware, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
     """Serve one connection: refuse its handshake, or pass it on and record it."""
-    root = scope.get("root_path", "")
-    path = asgi_path(scope) if root else scope["path"]
+    path, root = scope["path"], scope.get("root_path", "")
+    if root:
+        path, root = asgi_place(scope)
     plan = driver.find(SOCKET, path, root)
     if plan is None or driver.mark in scope:
         await driver.app(scope, receive, send)
@@ -45,7 +46,8 @@ async def serve(driver: UsageMiddleware, scope: MutableMapping[str, Any], receiv
     socket = _Socket(plan, request, driver.clock() // 1000, driver.timer(), driver=driver, pull=receive, forward=send)
     token = current.set(socket)
     try:
-        await driver.admit(socket)
+        if (later := driver.admit(socket)) is not None:
+            await later
         if socket.refusal is None:
             await driver.app(scope, socket.receive, socket.send)
         else:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sized
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from usagekeeper.config import Options
 from usagekeeper.decisions import HEADER_NAMES
-from usagekeeper.discovery import discover
+from usagekeeper.discovery import discover, takes
 from usagekeeper.engine import Engine
 from usagekeeper.errors import ConfigurationError, QuotaExceeded, StoreUnavailable
 from usagekeeper.exchange import Refusal, Request, WsgiRequest, as_text, wsgi_path
@@ -48,6 +48,11 @@ class UsageMiddleware:
             raise ConfigurationError(
                 f"UsageMiddleware wraps a WSGI application, not {app!r}:"
                 " write app = UsageMiddleware(app, policies=[...])"
+            )
+        if takes(app, 3) and not takes(app, 2):
+            raise ConfigurationError(
+                f"usagekeeper.wsgi is for WSGI applications, and {app!r} is called as ASGI asks:"
+                " write from usagekeeper.asgi import UsageMiddleware"
             )
         self.app = app
         self._attach(keeper_of(keeper, options))
@@ -168,7 +173,7 @@ class _Watched(Ticket):
         if isinstance(wrapper, type) and isinstance(body, wrapper):
             return self._file(body)
         self.chunks = iter(body)
-        return _Sized(self, len(body)) if isinstance(body, Sized) else self
+        return _Sized(self, len(body)) if hasattr(body.__class__, "__len__") else self  # type: ignore[arg-type]
 
     def _file(self, body: Any) -> Iterable[bytes]:
         """A file that the server may send by itself: the very object must reach it, so it reports by its `close`."""

@@ -45,17 +45,27 @@ class Fault(NamedTuple):
 
 KEEPER_OF_ITS_OWN = "UsageMiddleware, store='memory://', policies=[Policy('address', limits=['300/minute'])]"
 FAULTS = {
-    "UK101": [Fault(good("headers='old'"))],
+    "UK101": [
+        Fault(good("headers='old'")),
+        Fault(FASTAPI + "app = FastAPI(); app.add_middleware(UsageMiddleware(app, store='memory://'))"),
+        Fault(
+            FASTAPI + "import usagekeeper.wsgi\napp = FastAPI(); app.add_middleware(usagekeeper.wsgi.UsageMiddleware)"
+        ),
+        Fault(
+            FASTAPI + "import usagekeeper.flask\napp = FastAPI(); app.add_middleware(usagekeeper.flask.UsageMiddleware)"
+        ),
+    ],
     "UK102": [Fault("import redis_of_nobody")],
     "UK103": [
-        Fault(FASTAPI + GOOD + f"app.add_middleware({KEEPER_OF_ITS_OWN})"),
+        Fault(FASTAPI + GOOD + f"app.add_middleware({KEEPER_OF_ITS_OWN})", ["--workers", "1"]),
         Fault(
             FASTAPI + GOOD + f"sub = FastAPI(openapi_url=None); sub.add_middleware({KEEPER_OF_ITS_OWN})\n"
             "app.mount('/sub', sub)"
         ),
         Fault(
             FLASK + GOOD + "import usagekeeper.wsgi\n"
-            "app = usagekeeper.wsgi.UsageMiddleware(app, store='memory://', policies=[Policy('a', limits=['3/hour'])])"
+            "app = usagekeeper.wsgi.UsageMiddleware(app, store='memory://', policies=[Policy('a', limits=['3/hour'])])",
+            ["--workers", "1"],
         ),
     ],
     "UK104": [
@@ -111,15 +121,21 @@ FAULTS = {
         Fault(FASTAPI + "app = make(routes=['/api/*'], policies=[Policy('p', limits=['5/minute'])])"),
     ],
     "UK304": [Fault(FASTAPI + "app = make()"), Fault(FLASK + "app = make(policies=[Policy('p')])")],
+    "UK305": [
+        Fault(FASTAPI + "app = make(policies=[Policy('p', limits=['300/minute', '5/second'], cost=6)])"),
+        Fault(FLASK + "app = make(policies=[Policy('p', limits=[Rate(5, 'minute', cost=6)])])"),
+    ],
     "UK401": [
         Fault(good("counters='memory://'"), ["--workers", "2"]),
         Fault(good("counters='memory://'"), environ={"WEB_CONCURRENCY": "4"}),
         Fault(good("counters='memory://'", FLASK), environ={"GUNICORN_CMD_ARGS": "--workers=4"}),
         Fault(good("counters='memory://'", FLASK), environ={"GUNICORN_CMD_ARGS": "-w 4"}),
+        Fault(good("counters='memory://'", FLASK), environ={"GUNICORN_CMD_ARGS": "-w4 --threads 2"}),
     ],
     "UK402": [Fault(good("store='memory://'"), ["--workers", "2"], also=["UK401"])],
     "UK403": [Fault(good("counters='sqlite:///foreign.db'"))],
-    "UK404": [Fault(good("store='sqlite:///foreign.db', counters='memory://'"))],
+    "UK404": [Fault(good("store='sqlite:///foreign.db', counters='memory://'"), ["--workers", "1"])],
+    "UK408": [Fault(good("counters='memory://'", source)) for source in (FASTAPI, FLASK)],
 }
 
 
@@ -182,7 +198,7 @@ def test_one_keeper_for_all_is_counted_once(project: Project) -> None:
         "for one in (app, sub): one.add_middleware(UsageMiddleware, keeper=keeper)\n"
         "app.mount('/sub', sub)"
     )
-    assert codes(project) == []
+    assert codes(project, "--workers", "1") == []
 
 
 def test_cors_outside_is_right(project: Project) -> None:

@@ -34,11 +34,6 @@ FORMS = {
         "shop:app",
     ),
     "keeper": ("from usagekeeper import UsageKeeper; keeper = UsageKeeper(store='memory://')", "shop:keeper"),
-    "flask-extension": (
-        "from flask import Flask; from usagekeeper.flask import UsageMiddleware\n"
-        "usage = UsageMiddleware(Flask('shop'), store='memory://')",
-        "shop:usage",
-    ),
 }
 
 
@@ -71,7 +66,7 @@ def test_the_name_may_stand_in_the_environment(project: Project, monkeypatch: py
         pytest.param("shop:flask", "add UsageMiddleware(app, policies=[...])", id="flask-without-it"),
         pytest.param("shop:x", "is a int and no application, middleware or UsageKeeper", id="no-application"),
         pytest.param("shop:outer", "only in what is mounted at '/sub'", id="only-in-a-mount"),
-        pytest.param("shop:usage", "around no application yet: name the Flask application", id="extension-alone"),
+        pytest.param("shop:usage", "is the UsageMiddleware and no application: name the Flask", id="extension"),
         pytest.param("raising:app", "'raising' cannot be imported: ValueError: a\\x1b[2Jb", id="raises-on-import"),
         pytest.param("needing:app", "needs 'redis_of_nobody', which is not installed", id="needs-another"),
     ],
@@ -81,7 +76,7 @@ def test_what_cannot_be_found_ends_with_2_and_a_sentence(name: str, sentence: st
         FASTAPI + "app = make(); x = 1; bare = FastAPI(); outer = FastAPI(); outer.mount('/sub', app)\n"
         "def broken(): 1 / 0\n"
         "from flask import Flask; import usagekeeper.flask\n"
-        "flask = Flask('shop'); usage = usagekeeper.flask.UsageMiddleware()"
+        "flask = Flask('shop'); usage = usagekeeper.flask.UsageMiddleware(Flask('x'), store='memory://')"
     )
     project.write("raise ValueError('a\\x1b[2Jb')", "raising")
     project.write("import redis_of_nobody", "needing")

@@ -423,7 +423,7 @@ def test_a_child_of_a_fork_that_python_did_not_see_opens_anew(path: Path) -> Non
     assert play("forked_unseen", path) == {"child": [3], "parent": [2]}
 
 
-def test_a_fork_in_mid_operation_leaves_the_lock_with_the_parent(path: Path) -> None:
+def test_attack_fork_a_fork_in_mid_operation_leaves_the_lock_with_the_parent(path: Path) -> None:
     assert play("forked_in_mid_operation", path) == {"meanwhile": "unavailable", "child": [3], "parent": [3]}
 
 

@@ -382,6 +382,11 @@ def test_what_is_no_application_is_refused_at_once() -> None:
         driver.UsageMiddleware("app")  # type: ignore[arg-type]
 
 
+def test_an_application_of_the_other_kind_is_refused_at_once() -> None:
+    with pytest.raises(ConfigurationError, match=r"for Flask write from usagekeeper\.flask import UsageMiddleware"):
+        driver.UsageMiddleware(lambda environ, start_response: [])  # type: ignore[arg-type, misc]
+
+
 def test_keeper_and_options_together_are_refused(asgi: AsgiCall) -> None:
     app: Any = driver.UsageMiddleware(alive, keeper=asgi.keep(), policies=[MANY])
     (message,) = lifespan(app, asgi)

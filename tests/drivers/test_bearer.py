@@ -115,7 +115,7 @@ def test_first_of_does_for_nobody_what_its_last_strategy_does(call: Call[Any]) -
 # -- attacks ----------------------------------------------------------------------------------------------------------
 
 
-def test_23_a_verified_name_cannot_be_burnt_by_who_only_knows_it(call: Call[Any]) -> None:
+def test_attack_23_a_verified_name_cannot_be_burnt_by_who_only_knows_it(call: Call[Any]) -> None:
     """loopover #9469."""
     behind(call, FirstOf(by_key(), Header("X-Customer")), on_missing_identity="reject")
     for _ in range(5):
@@ -124,7 +124,7 @@ def test_23_a_verified_name_cannot_be_burnt_by_who_only_knows_it(call: Call[Any]
 
 
 @pytest.mark.parametrize("wire", ["two headers", "joined", "joined after another scheme"])
-def test_24_two_tokens_are_refused_and_not_chosen_from(call: Call[Any], wire: str) -> None:
+def test_attack_24_two_tokens_are_refused_and_not_chosen_from(call: Call[Any], wire: str) -> None:
     """eclipse-edc #3607, GHSA-xgm2-5f3f-mvvc."""
     behind(call, FirstOf(by_key(), ClientAddress()))
     one, two = f"Bearer {signed()}", f"Bearer {signed(sub='bob')}"
@@ -138,7 +138,7 @@ def test_24_two_tokens_are_refused_and_not_chosen_from(call: Call[Any], wire: st
     assert answer.one("www-authenticate") == 'Bearer error="invalid_request"'
 
 
-def test_25_secrets_are_compared_by_a_digest_whose_key_nobody_knows(
+def test_attack_25_secrets_are_compared_by_a_digest_whose_key_nobody_knows(
     call: Call[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CVE-2026-23996: a token that was seen is found by a keyed digest, a signature by compare_digest."""
@@ -218,7 +218,9 @@ FORGED = {
 
 @pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED.keys())
 @pytest.mark.parametrize("published", [False, True], ids=["key", "key set"])
-def test_26_what_is_not_signed_for_us_is_refused(call: Call[Any], issuer: Issuer, forged: Any, published: bool) -> None:
+def test_attack_26_what_is_not_signed_for_us_is_refused(
+    call: Call[Any], issuer: Issuer, forged: Any, published: bool
+) -> None:
     """CVE-2022-29217, CVE-2026-32597, CVE-2026-48523, CVE-2026-75509, CVE-2026-85394."""
     issuer.keys.append(jwk("RSA", alg="RS256"))
     behind(call, FirstOf(by_key(jwks_url=issuer.url) if published else by_key(), ClientAddress()))
@@ -227,7 +229,7 @@ def test_26_what_is_not_signed_for_us_is_refused(call: Call[Any], issuer: Issuer
     assert issuer.asked == published
 
 
-def test_26_a_published_key_cannot_widen_the_list_of_algorithms(call: Call[Any], issuer: Issuer) -> None:
+def test_attack_26_a_published_key_cannot_widen_the_list_of_algorithms(call: Call[Any], issuer: Issuer) -> None:
     secret = {"kty": "oct", "k": b64(SECRET.encode()), "kid": "oct"}
     issuer.keys = [jwk("RSA", alg="RS256"), secret, jwk("EC", alg="none"), jwk("EC2")]
     behind(call, by_key(jwks_url=issuer.url, algorithms=["PS256", "ES256"]))
@@ -238,13 +240,13 @@ def test_26_a_published_key_cannot_widen_the_list_of_algorithms(call: Call[Any],
 
 
 @pytest.mark.parametrize("kid", [None, 7, ["EC"], "", "ec"], ids=["none", "number", "list", "empty", "another case"])
-def test_26_the_name_of_a_published_key_must_match(call: Call[Any], issuer: Issuer, kid: Any) -> None:
+def test_attack_26_the_name_of_a_published_key_must_match(call: Call[Any], issuer: Issuer, kid: Any) -> None:
     behind(call, by_key(jwks_url=issuer.url))
     header = {} if kid is None else {"kid": kid}
     refused(call, sealed(claims(), private(), "ES256", header))
 
 
-def test_27_the_subject_is_the_claim_however_the_token_is_written(call: Call[Any]) -> None:
+def test_attack_27_the_subject_is_the_claim_however_the_token_is_written(call: Call[Any]) -> None:
     """CVE-2026-62995, CVE-2026-119284: whoever can write its token anew must not have a new limit."""
     behind(call, by_key(key=SECRET, algorithms=["HS256"]))
     tokens = [secretly(), secretly(jti="2"), secretly(exp=NOW + 7), sealed(claims(), SECRET, "HS256", {"kid": "x"})]
@@ -252,7 +254,7 @@ def test_27_the_subject_is_the_claim_however_the_token_is_written(call: Call[Any
     refused(call, secretly()[:-1] + chr(ord(secretly()[-1]) + 1))
 
 
-def test_27_a_token_is_measured_before_it_is_read(call: Call[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attack_27_a_token_is_measured_before_it_is_read(call: Call[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     behind(call, by_key())
     monkeypatch.setattr("usagekeeper.jwt._header", lambda token: pytest.fail("it was read"))
     refused(call, "a" * 8193)

@@ -18,7 +18,7 @@ def nested(call: Call[Any], *keepers: Any, handler: Any = hello) -> None:
     call.app = app
 
 
-def test_two_middlewares_with_one_keeper_count_once(call: Call[Any]) -> None:
+def test_attack_twice_two_middlewares_with_one_keeper_count_once(call: Call[Any]) -> None:
     keeper = call.keep(policies=[TWO])
     nested(call, keeper, keeper, keeper)
     answers = [call() for _ in range(3)]

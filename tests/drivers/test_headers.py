@@ -92,7 +92,7 @@ def test_shadow_limits_are_never_told(call: Call[Any]) -> None:
     "name",
     ['quo"te', "back\\slash", "é€😀", "per%cent", "a,b;c=d", "two\r\nlines: x", "\x00", " ", "%s%d%(x)s", "\ud800"],
 )
-def test_any_policy_name_makes_valid_structured_fields(call: Call[Any], name: str) -> None:
+def test_attack_name_any_policy_name_makes_valid_structured_fields(call: Call[Any], name: str) -> None:
     call.behind(policies=[Policy(name, limits=["2/minute"])])
     for answer in [call() for _ in range(3)]:
         for header in ("ratelimit", "ratelimit-policy"):

@@ -187,7 +187,7 @@ def test_a_switched_off_keeper_only_passes_through(call: Call[Any]) -> None:
         assert (answer.status, answer.names, answer.records) == (200, ["content-type"], [])
 
 
-def test_preflights_are_never_limited(call: Call[Any]) -> None:
+def test_attack_preflight_preflights_are_never_limited(call: Call[Any]) -> None:
     call.behind(policies=[TWO])
     asked = {**ANNE, "Origin": "https://example.org", "Access-Control-Request-Method": "PUT"}
     answers = [call("OPTIONS", "/api/x", asked) for _ in range(4)]

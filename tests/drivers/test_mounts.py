@@ -7,6 +7,8 @@ import pytest
 from fastapi import FastAPI
 from flask import Flask
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
@@ -70,6 +72,18 @@ def with_a_root_path_of_the_server(keeper: UsageKeeper, ran: Ran) -> Any:
     return served
 
 
+def around_a_root_path_of_the_application(keeper: UsageKeeper, ran: Ran) -> Any:
+    app = FastAPI()
+    app.root_path = "/shop"
+    app.add_api_route("/api/x", lambda: ran())
+    return AsgiMiddleware(app, keeper=keeper)
+
+
+def around_layers_around_a_root_path_of_the_application(keeper: UsageKeeper, ran: Ran) -> Any:
+    inner = around_a_root_path_of_the_application(keeper, ran).app
+    return AsgiMiddleware(CORSMiddleware(GZipMiddleware(inner)), keeper=keeper)
+
+
 def dispatched_with_the_middleware_inside(keeper: UsageKeeper, ran: Ran) -> Any:
     inner = flask_app(ran)
     FlaskMiddleware(inner, keeper=keeper)
@@ -83,6 +97,8 @@ def dispatched_with_the_middleware_around(keeper: UsageKeeper, ran: Ran) -> Any:
 INSIDE = [
     pytest.param(AsgiCall, mounted_with_the_middleware_inside, id="mount, inside"),
     pytest.param(AsgiCall, with_a_root_path_of_the_server, id="root_path"),
+    pytest.param(AsgiCall, around_a_root_path_of_the_application, id="root_path of the application, around"),
+    pytest.param(AsgiCall, around_layers_around_a_root_path_of_the_application, id="the same, around layers"),
     pytest.param(WsgiCall, dispatched_with_the_middleware_inside, id="dispatcher, inside"),
 ]
 AROUND = [
@@ -114,12 +130,12 @@ def check(kind: type[Call[Any]], make: Made, pattern: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["/api/x", "/shop/api/x", "/api/*", "/shop/*"])
 @pytest.mark.parametrize(("kind", "make"), INSIDE)
-def test_a_middleware_below_a_prefix_is_not_dodged(kind: type[Call[Any]], make: Made, pattern: str) -> None:
+def test_attack_11_a_middleware_below_a_prefix_is_not_dodged(kind: type[Call[Any]], make: Made, pattern: str) -> None:
     """CVE-2026-6556."""
     check(kind, make, pattern)
 
 
 @pytest.mark.parametrize("pattern", ["/shop/api/x", "/shop/*", "/shop/{any}/x"])
 @pytest.mark.parametrize(("kind", "make"), AROUND)
-def test_a_middleware_around_a_mount_is_not_dodged(kind: type[Call[Any]], make: Made, pattern: str) -> None:
+def test_attack_11_a_middleware_around_a_mount_is_not_dodged(kind: type[Call[Any]], make: Made, pattern: str) -> None:
     check(kind, make, pattern)

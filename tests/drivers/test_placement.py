@@ -25,7 +25,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from tests.helpers import CLIENT, AsgiCall, WsgiCall
-from usagekeeper import EXPOSED_HEADERS, Header, Policy, UsageKeeper, current_usage
+from usagekeeper import EXPOSED_HEADERS, Header, PathParam, Policy, UsageKeeper, current_usage
 from usagekeeper.asgi import UsageMiddleware as AsgiMiddleware
 from usagekeeper.flask import UsageMiddleware
 from usagekeeper.wsgi import UsageMiddleware as WsgiMiddleware
@@ -106,7 +106,9 @@ def test_every_header_of_ours_is_exposed_on_answers_and_on_refusals(asgi: AsgiCa
 
 
 @BOTH
-def test_a_preflight_is_never_charged_and_reaches_us_only_where_ours_is_outside(asgi: AsgiCall, outside: bool) -> None:
+def test_attack_preflight_a_preflight_is_never_charged_and_reaches_us_only_where_ours_is_outside(
+    asgi: AsgiCall, outside: bool
+) -> None:
     stack(asgi, CORS, outside)
     preflights = [asgi("OPTIONS", headers=PREFLIGHT) for _ in range(3)]
     assert [(answer.status, len(answer.records)) for answer in preflights] == [(200, int(outside))] * 3
@@ -348,9 +350,22 @@ def test_around_a_dispatcher_patterns_hold_the_prefix_and_inside_either_will_do(
     assert wsgi.statuses(2, target="/shop/items/7") == statuses
 
 
-@pytest.mark.parametrize(("around", "route"), [(True, None), (False, "/items/<int:item>")])
-def test_records_have_the_templates_of_flask_only_inside_the_dispatcher(
-    wsgi: WsgiCall, around: bool, route: str | None
+@pytest.mark.parametrize(("around", "prefix"), [(True, "/shop"), (False, "")])
+def test_records_have_the_templates_of_flask_with_the_prefix_around_the_dispatcher(
+    wsgi: WsgiCall, around: bool, prefix: str
 ) -> None:
     behind_a_dispatcher(wsgi, "/shop/items/*", around)
-    assert wsgi(target="/shop/items/7").record.route == route
+    assert wsgi(target="/shop/items/7").record.route == f"{prefix}/items/<int:item>"
+
+
+def test_what_is_not_found_below_a_dispatcher_is_no_route_of_the_front(wsgi: WsgiCall) -> None:
+    behind_a_dispatcher(wsgi, "/shop/*", around=True)
+    assert wsgi(target="/shop/nothing").record.route == "/shop/<path>"
+
+
+def test_a_path_parameter_is_found_below_a_dispatcher(wsgi: WsgiCall) -> None:
+    shop = Flask("shop")
+    shop.add_url_rule("/of/<tenant>", view_func=lambda tenant: tenant)
+    keeper = wsgi.keep(policies=[Policy("p", identity=PathParam("tenant"), limits=["9/minute"])])
+    wsgi.app = WsgiMiddleware(DispatcherMiddleware(Flask("front"), {"/shop": shop}), keeper=keeper)
+    assert wsgi(target="/shop/of/acme").record.subject == "acme"

@@ -395,7 +395,7 @@ def test_a_body_that_trickles_in_is_kept_in_few_messages(asgi: AsgiCall) -> None
     assert len(got) <= 256
 
 
-def test_a_body_that_trickles_in_without_end_is_read_up_to_the_cap(asgi: AsgiCall) -> None:
+def test_attack_18_a_body_that_trickles_in_without_end_is_read_up_to_the_cap(asgi: AsgiCall) -> None:
     asked = 0
 
     async def receive() -> Message:
@@ -408,7 +408,7 @@ def test_a_body_that_trickles_in_without_end_is_read_up_to_the_cap(asgi: AsgiCal
     assert (asgi.last.status, asked) == (413, LARGEST_BODY + 1)
 
 
-def test_an_input_that_trickles_in_without_end_is_read_up_to_the_cap(wsgi: WsgiCall) -> None:
+def test_attack_18_an_input_that_trickles_in_without_end_is_read_up_to_the_cap(wsgi: WsgiCall) -> None:
     class Trickle:
         asked = 0
 

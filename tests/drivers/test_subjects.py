@@ -172,7 +172,7 @@ def test_a_shadow_policy_never_rejects(call: Call[Any]) -> None:
         pytest.param(FirstOf(CUSTOMER, Query("user")), "/?user=a", [("X-Customer", "a,b")], id="the first of two"),
     ],
 )
-def test_an_identity_that_is_given_twice_is_refused(
+def test_attack_24_an_identity_that_is_given_twice_is_refused(
     call: Call[Any], identity: Any, target: str, headers: Pairs
 ) -> None:
     call.behind(policies=[limited(identity)])

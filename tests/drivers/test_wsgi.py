@@ -323,6 +323,11 @@ def test_what_is_no_application_is_refused_at_once() -> None:
         driver.UsageMiddleware("app")  # type: ignore[arg-type]
 
 
+def test_an_application_of_the_other_kind_is_refused_at_once() -> None:
+    with pytest.raises(ConfigurationError, match=r"called as ASGI asks: write from usagekeeper\.asgi import"):
+        driver.UsageMiddleware(lambda scope, receive, send: [])  # type: ignore[arg-type, misc]
+
+
 def test_keeper_and_options_together_are_refused(wsgi: WsgiCall) -> None:
     with pytest.raises(ConfigurationError, match="give either keeper= or options, not both"):
         driver.UsageMiddleware(lambda environ, start: [], keeper=wsgi.keep(), policies=[MANY])

@@ -198,7 +198,8 @@ def uwsgi(*more: str) -> Callable[[int], list[str]]:
     """The command line of uWSGI for `served.app`; without threads it would have none for the recorder either."""
     options = [
         "--master",
-        "--die-on-term",
+        "--hook-master-start",
+        "unix_signal:15 gracefully_kill_them_all",
         "--enable-threads",
         "--need-app",
         "--disable-logging",
@@ -215,6 +216,6 @@ def werkzeug() -> Callable[[int], list[str]]:
     return lambda port: ["-m", "flask", "--app", "served:app", "run", "--port", str(port), "--with-threads"]
 
 
-def waitress() -> Callable[[int], list[str]]:
+def waitress(*more: str) -> Callable[[int], list[str]]:
     """The command line of waitress for `served.app`."""
-    return lambda port: ["-m", "waitress", "--listen", f"127.0.0.1:{port}", "served:app"]
+    return lambda port: ["-m", "waitress", "--listen", f"127.0.0.1:{port}", *more, "served:app"]

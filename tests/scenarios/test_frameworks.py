@@ -233,3 +233,35 @@ def test_no_spelling_reaches_a_limited_handler_for_free(served: Call[Any], targe
     assert served.statuses(2) == [200, 200]
     served.status("GET", target)
     assert served.last.body != b"item"
+
+
+ROOTED = [
+    "/shop/api/x", "/api/x", "/shopapi/x", "/x/shop/api/x", "/x/shopapi/x", "//shop/api/x", "/api/free/shop/api/x",
+    "/api/y/shop/api/x", "/shop/shop/api/x", "/shop/x/shop/api/x", "/%2fshop/api/x", "/ashop/api/x", "/shop%2fapi/x",
+]  # fmt: skip
+
+
+def below_shop(call: Call[Any]) -> None:
+    """Serve as a server does that was told of a prefix, and leaves the path as the client sent it."""
+    app = call.app
+
+    async def rooted_asgi(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "root_path": "/shop"}, receive, send)
+
+    def rooted_wsgi(environ: Any, start_response: Any) -> Any:
+        return app({**environ, "SCRIPT_NAME": "/shop"}, start_response)
+
+    call.app = rooted_asgi if call.protocol == "asgi" else rooted_wsgi
+
+
+def test_attack_11_no_path_that_is_served_below_a_prefix_is_free(served: Call[Any]) -> None:
+    """Litestar and Quart look for the prefix in places where the path does not begin with it."""
+    below_shop(served)
+    free = []
+    for target in ROOTED:
+        served.clock.advance(60)
+        answer = served("GET", target)
+        paid = [record.policies for record in answer.records] == [("p",)]
+        if answer.body == b"item" and not paid:
+            free.append(target)
+    assert free == []

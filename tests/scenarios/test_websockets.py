@@ -42,7 +42,9 @@ def handshake(server: Server, request_id: str) -> int:
 
 
 @pytest.mark.parametrize("command", [uvicorn(), hypercorn()], ids=["uvicorn", "hypercorn"])
-def test_handshakes_and_requests_share_their_limit(serve: Serve, command: Callable[[int], Sequence[str]]) -> None:
+def test_attack_14_handshakes_and_requests_share_their_limit(
+    serve: Serve, command: Callable[[int], Sequence[str]]
+) -> None:
     server = serve(APP, command)
     assert server("GET", "/api/x", {"X-Request-Id": "page"}).status == 200
     assert [handshake(server, name) for name in ("first", "second")] == [101, 429]

@@ -58,7 +58,7 @@ app.add_middleware(UsageMiddleware, policies=[Policy("default", limits=[limit], 
         pytest.param(STARLETTE, uvicorn("--workers", "4"), id="uvicorn"),
     ],
 )
-def test_four_workers_admit_exactly_a_hundred_of_four_hundred_and_record_every_answer(
+def test_attack_28_four_workers_admit_exactly_a_hundred_of_four_hundred_and_record_every_answer(
     serve: Serve, source: str, arguments: Callable[[int], Sequence[str]]
 ) -> None:
     server = serve(source, arguments)
@@ -120,7 +120,7 @@ print("children:", *codes)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("where", ["memory", "sqlite"])
-def test_a_child_that_is_forked_while_locks_are_held_goes_on_by_itself(run: Run, where: str) -> None:
+def test_attack_fork_a_child_that_is_forked_while_locks_are_held_goes_on_by_itself(run: Run, where: str) -> None:
     """A child that deadlocks never ends, and neither does the program."""
     counters, store = ("memory://",) * 2 if where == "memory" else ("auto", "sqlite:///usagekeeper.db")
     root = os.fspath(Path(__file__).parents[2])

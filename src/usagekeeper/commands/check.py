@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 from usagekeeper.commands.show import COLOURS, as_json, say
 from usagekeeper.errors import ConfigurationError
-from usagekeeper.explain import ADDRESS, Explanation, Question, Ruling, Standing, explain
-from usagekeeper.locate import locate
+from usagekeeper.inspection.explain import ADDRESS, Explanation, Question, Ruling, Standing, explain
+from usagekeeper.inspection.locate import locate
 from usagekeeper.printable import visible
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from usagekeeper.commands.show import as_json, say, table
-from usagekeeper.coverage import Covered, Rule, Written, asked, covered, rate, rules_of, written
-from usagekeeper.locate import Installation, locate
+from usagekeeper.inspection.coverage import Covered, Rule, Written, asked, covered, rate, rules_of, written
+from usagekeeper.inspection.locate import Installation, locate
 
 _BARE = "no limit"
 

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from usagekeeper.commands.show import COLOURS, as_json, say
 from usagekeeper.errors import ConfigurationError, StoreUnavailable
-from usagekeeper.following import Follower
-from usagekeeper.locate import locate
+from usagekeeper.inspection.backends import absent, in_memory
+from usagekeeper.inspection.following import Follower
+from usagekeeper.inspection.locate import locate
 from usagekeeper.printable import sentence, visible
 from usagekeeper.records import REFUSED, UsageRecord
 from usagekeeper.stores import open_store
@@ -112,12 +112,11 @@ def _store(name: str | None, url: str | None) -> tuple[UsageStore, str | None]:
     else:
         keeper = locate(name or "").keeper
         store, application = keeper.store, keeper.application
-    if type(store).__module__ == "usagekeeper.stores.memory":
+    if in_memory(store):
         raise ConfigurationError(
             'records in memory are known to the server\'s process alone: give it store="sqlite:///usagekeeper.db"'
         )
-    path = getattr(store, "path", None)
-    if isinstance(path, Path) and not path.exists():
+    if (path := absent(store)) is not None:
         raise ConfigurationError(f"there are no records in {path} yet: the server makes it with the first one")
     return store, application
 

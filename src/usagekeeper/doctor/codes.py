@@ -57,6 +57,7 @@ _TABLE: Final[tuple[tuple[str, Severity, str, str], ...]] = (
     ("UK302", "warning", "a pattern matches no route of the framework", "the pattern, or leave it out"),
     ("UK303", "note", "routes are not watched", 'routes=["*"]'),
     ("UK304", "note", "nothing is limited", 'policies=[Policy("default", limits=["100/minute"])]'),
+    ("UK305", "error", "requests cost more than a limit ever allows", "a smaller cost, or a larger limit"),
     # counters and store
     ("UK401", "error", "each worker counts in its own memory", 'counters="sqlite:///usagekeeper.counters.db"'),
     ("UK402", "warning", "each worker keeps records in its own memory", 'store="sqlite:///usagekeeper.db"'),
@@ -65,6 +66,7 @@ _TABLE: Final[tuple[tuple[str, Severity, str, str], ...]] = (
     ("UK405", "error", "SQLite files lie on a network file system", 'store="sqlite:////var/lib/shop/usage.db"'),
     ("UK406", "warning", "the disk is nearly full", 'retention="30 days", or a larger disk'),
     ("UK407", "warning", "the store is very large", 'retention="30 days"'),
+    ("UK408", "note", "counts are in memory, which is right for one worker alone", "doctor --workers 1, or a file"),
     # clocks and traffic
     ("UK501", "error", "the clock stands behind what was written", "run a time service (NTP) on this machine"),
     ("UK502", "note", "requests that match no route", "block them in front of the application"),

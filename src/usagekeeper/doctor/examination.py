@@ -10,7 +10,7 @@ from usagekeeper.doctor import places, rules, traffic, trust, wiring
 from usagekeeper.doctor.codes import Finding, finding
 from usagekeeper.doctor.surroundings import Surroundings
 from usagekeeper.errors import ConfigurationError
-from usagekeeper.locate import Installation, Missing, locate
+from usagekeeper.inspection.locate import Installation, Missing, locate
 
 
 @dataclass(slots=True)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from usagekeeper.doctor.codes import Finding, finding
 from usagekeeper.doctor.surroundings import Surroundings
 from usagekeeper.errors import UsageError
+from usagekeeper.inspection.backends import absent, file_of, in_memory
+from usagekeeper.inspection.locate import Installation
 from usagekeeper.keeper import UsageKeeper
 from usagekeeper.limits import LimitSet
-from usagekeeper.locate import Installation
 from usagekeeper.rates import Rate
 from usagekeeper.stores.base import RecordQuery
 from usagekeeper.values import CHECK, Charge, Operation
@@ -30,6 +31,12 @@ _LARGE: Final = 10 << 30
 def findings(found: Installation, around: Surroundings) -> Iterator[Finding]:
     """What is wrong with the places."""
     keeper = found.keeper
+    if around.workers is None and in_memory(keeper.counters):
+        yield finding(
+            "UK408",
+            "Counts are in memory, and nothing here says how many workers the server has: with several, each one counts"
+            " for itself.",
+        )
     if around.workers is not None and around.workers > 1:
         yield from _apart(keeper, around)
     usable = yield from _usable("UK403", "counters", keeper.counters, lambda: _ask(keeper))
@@ -38,41 +45,32 @@ def findings(found: Installation, around: Surroundings) -> Iterator[Finding]:
         yield from _disks(keeper)
 
 
-def place_of(backend: Any) -> str:
+def place_of(backend: object) -> str:
     """Where a backend keeps what it keeps, without the secrets of a URL."""
-    path = getattr(backend, "path", None)
+    path = file_of(backend)
     return type(backend).__name__ + (f" {path}" if path is not None else "")
-
-
-def _in_memory(backend: object) -> bool:
-    return type(backend).__module__ in ("usagekeeper.counters.memory", "usagekeeper.stores.memory")
 
 
 def _apart(keeper: UsageKeeper, around: Surroundings) -> Iterator[Finding]:
     count = f"{around.workers} workers ({around.workers_from})"
-    if _in_memory(keeper.counters):
+    if in_memory(keeper.counters):
         yield finding("UK401", f"With {count} each one counts for itself: together they admit so many times a limit.")
-    if _in_memory(keeper.store):
+    if in_memory(keeper.store):
         yield finding("UK402", f"With {count} each one keeps its own records, and they are gone when it ends.")
 
 
-def _usable(number: str, option: str, backend: Any, use: Any) -> Any:
+def _usable(number: str, option: str, backend: object, use: Callable[[], None]) -> Generator[Finding, None, bool]:
     """Whether it can be used, and a finding where not; a file that is not there yet is not made."""
     try:
         if (check := getattr(backend, "check", None)) is not None:
             check()
-        if _there(backend):
+        if absent(backend) is None:
             use()
     except (UsageError, OSError) as error:
         change = f'{option}="sqlite:////var/lib/shop/usage.{"counters." if option == "counters" else ""}db"'
         yield finding(number, f"The {option} cannot be used: {error}.", change)
         return False
     return True
-
-
-def _there(backend: Any) -> bool:
-    path = getattr(backend, "path", None)
-    return not isinstance(path, Path) or path.exists()
 
 
 def _ask(keeper: UsageKeeper) -> None:
@@ -90,8 +88,7 @@ def _read(keeper: UsageKeeper) -> None:
 
 
 def _disks(keeper: UsageKeeper) -> Iterator[Finding]:
-    paths = {path for one in (keeper.store, keeper.counters) if isinstance(path := getattr(one, "path", None), Path)}
-    for folder in sorted({path.parent for path in paths}):
+    for folder in sorted({path.parent for path in filter(None, map(file_of, (keeper.store, keeper.counters)))}):
         kind = file_system(folder)
         if kind in _NETWORK or kind in _NETWORK_FUSE:
             yield finding(
@@ -102,8 +99,8 @@ def _disks(keeper: UsageKeeper) -> Iterator[Finding]:
         free = shutil.disk_usage(folder).free
         if free < _LITTLE:
             yield finding("UK406", f"The disk of {folder} has {free >> 20} MiB left.")
-    store = getattr(keeper.store, "path", None)
-    if isinstance(store, Path) and (size := _size(store)) > _LARGE:
+    store = file_of(keeper.store)
+    if store is not None and (size := _size(store)) > _LARGE:
         kept = keeper.settings.retention
         kept_for = "for ever" if kept is None else f"for {kept.days} days"
         yield finding("UK407", f"{store} has {size >> 30} GiB; records are kept {kept_for}.")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from usagekeeper.coverage import Covered, covered, rules_of, written
 from usagekeeper.doctor.codes import Finding, finding
-from usagekeeper.locate import Installation
+from usagekeeper.inspection.coverage import Covered, Rule, covered, rate, rules_of, written
+from usagekeeper.inspection.locate import Installation
 
 _SHOWN = 5
 
@@ -18,6 +18,8 @@ def findings(found: Installation) -> Iterator[Finding]:
     limited = any(rule.limits for rule in rules)
     if not limited:
         yield finding("UK304", "No policy has a limit: requests are recorded, and nobody is ever refused.")
+    for rule in filter(lambda rule: rule.enforced, rules):
+        yield from _too_dear(rule)
     bare = [row for row in rows if row.bare]
     if limited and bare:
         yield finding("UK301", f"No policy with a limit covers all of {_listed(bare)}.", _policy(bare[0]))
@@ -33,6 +35,16 @@ def findings(found: Installation) -> Iterator[Finding]:
                     f"{option} has {row.route.method} {row.route.pattern}, under which no route of the"
                     f" {found.framework} application falls.",
                 )
+
+
+def _too_dear(rule: Rule) -> Iterator[Finding]:
+    for limit in rule.limits:
+        cost = rule.policy.cost if limit.cost is None else limit.cost
+        if isinstance(cost, int) and cost > limit.count:
+            yield finding(
+                "UK305",
+                f"Policy {rule.name!r} charges {cost} for a request and allows {rate(limit)}: every one is refused.",
+            )
 
 
 def _listed(rows: Sequence[Covered]) -> str:

@@ -64,7 +64,9 @@ def _gunicorn(arguments: str) -> dict[str, str]:
         raise ConfigurationError(f"GUNICORN_CMD_ARGS cannot be read: {arguments!r}: {error}") from error
     found = {}
     for at, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name.startswith("-"):
+        if word.startswith("-w") and word[2:]:
+            found["-w"] = word[2:]  # as in -w4
+        elif word.startswith("-"):
+            name, equals, value = word.partition("=")
             found[name] = value if equals else "".join(words[at + 1 : at + 2])
     return found

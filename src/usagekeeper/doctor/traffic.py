@@ -6,13 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from usagekeeper.doctor.codes import Finding, finding
 from usagekeeper.errors import UsageError
+from usagekeeper.inspection.backends import absent, file_of
+from usagekeeper.inspection.locate import Installation
 from usagekeeper.keeper import UsageKeeper
-from usagekeeper.locate import Installation
 from usagekeeper.records import UsageRecord
 from usagekeeper.stores.base import RecordQuery
 from usagekeeper.values import SECOND
@@ -40,8 +40,7 @@ class Sample(NamedTuple):
 
 def newest(keeper: UsageKeeper) -> Sample:
     """Up to five thousand records; none where the store cannot be read, which is found elsewhere."""
-    path = getattr(keeper.store, "path", None)
-    if isinstance(path, Path) and not path.exists():
+    if (path := absent(keeper.store)) is not None:
         return Sample((), f"{path} does not exist yet")
     try:
         query = RecordQuery(application=keeper.application, order="newest", limit=_READ)
@@ -67,9 +66,8 @@ def _clock(keeper: UsageKeeper, sample: Sample, now: float) -> Iterator[Finding]
             " machine wrote with a wrong one. Windows of limits that were begun then last longer.",
         )
         return
-    for backend in (keeper.store, keeper.counters):
-        path = getattr(backend, "path", None)
-        for file in (path, path.with_name(f"{path.name}-wal")) if isinstance(path, Path) else ():
+    for path in filter(None, map(file_of, (keeper.store, keeper.counters))):
+        for file in (path, path.with_name(f"{path.name}-wal")):
             if file.exists() and file.stat().st_mtime > time.time() + _AHEAD:
                 written = _moment(file.stat().st_mtime)
                 yield finding("UK501", f"{file} was written at {written}, which the clock has not reached.")

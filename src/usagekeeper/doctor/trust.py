@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
-from usagekeeper.coverage import Rule, asked, rules_of, widest
 from usagekeeper.doctor.codes import Finding, finding
 from usagekeeper.doctor.surroundings import Surroundings
 from usagekeeper.doctor.traffic import Sample
 from usagekeeper.identity import Body, ClientAddress, Cookie, Header, Host, PathParam, Query
-from usagekeeper.locate import Installation
+from usagekeeper.inspection.coverage import Rule, asked, rules_of, widest
+from usagekeeper.inspection.locate import Installation
 
 _CHOSEN: Final = (Header, Query, Cookie, Body, PathParam, Host)
 """Strategies that take a client at its word."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from usagekeeper.doctor.codes import Finding, finding
-from usagekeeper.locate import Installation, Layer
+from usagekeeper.inspection.locate import Installation, Layer
 
 _CORS: Final = "CORSMiddleware"
 _PASSING: Final = frozenset(

@@ -109,6 +109,7 @@ def _fits(value: int) -> bool:
 
 
 def write_json(value: Any) -> str | None:
+    """Notes or names as JSON; None where there are none."""
     if not value:
         return None
     try:
@@ -126,6 +127,7 @@ def _read_json(value: str | None) -> Any:
 
 
 def write_units(value: int | Decimal) -> int | str:
+    """Units as an integer where SQLite has room for it, else as text."""
     return value if isinstance(value, int) and _fits(value) else str(value)
 
 
@@ -134,6 +136,7 @@ def _read_units(value: int | str) -> int | Decimal:
 
 
 def write_digest(value: str | None) -> bytearray | str | None:
+    """A digest as its bytes; what is none is kept as it is."""
     if value is None or len(value) != 32:
         return value
     try:

@@ -2,7 +2,7 @@
 
 import random
 
-from usagekeeper.following import Follower
+from usagekeeper.inspection.following import Follower
 from usagekeeper.records import UsageRecord
 from usagekeeper.stores.memory import MemoryStore
 from usagekeeper.testing.store_suite import SECOND, make_record, make_records

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from usagekeeper import Body, ClientAddress, Everyone, FirstOf, Header, Policy, Rate, Route, UsageKeeper
-from usagekeeper.coverage import asked, covered, rate, reach, rules_of
+from usagekeeper.inspection.coverage import asked, covered, rate, reach, rules_of
 from usagekeeper.routes import Parameter, Rest, Segment, Template
 
 ANY = Parameter("id")

@@ -9,8 +9,8 @@ import pytest
 
 from tests.helpers import AsgiCall, Call, Down, WsgiCall
 from usagekeeper import Body, ClientAddress, ConfigurationError, Header, PathParam, Policy, Rate, UsageError
-from usagekeeper.explain import Explanation, Question, explain
-from usagekeeper.locate import locate
+from usagekeeper.inspection.explain import Explanation, Question, explain
+from usagekeeper.inspection.locate import locate
 
 CLIENT = "203.0.113.9"
 CUSTOMER = Header("X-Customer")

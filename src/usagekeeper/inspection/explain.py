@@ -9,19 +9,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, unquote_to_bytes
 
 from usagekeeper.counters import Counters, open_counters
 from usagekeeper.counters.base import judge
-from usagekeeper.coverage import Rule, asked, rules_of, told
 from usagekeeper.decisions import seconds
 from usagekeeper.errors import ConfigurationError, StoreUnavailable, UsageError
 from usagekeeper.exchange import AsgiRequest, Refusal, Request, WsgiRequest, header_key
 from usagekeeper.identity import LARGEST_BODY, Rejection, strategy
+from usagekeeper.inspection.backends import absent, in_memory
+from usagekeeper.inspection.coverage import Rule, asked, rules_of, told
+from usagekeeper.inspection.locate import Installation, Kind
 from usagekeeper.limits import LimitSet
-from usagekeeper.locate import Installation, Kind
 from usagekeeper.policies import RoutePlan, ask
 from usagekeeper.proxies import client_of
 from usagekeeper.routes import Route, RouteTable, canonical
@@ -252,13 +252,10 @@ def _checked(said: Explanation, found: Installation, ticket: Ticket, operation: 
 def _readable(said: Explanation, found: Installation) -> Counters:
     """The keeper's counters, or empty ones where asking would make a file or where they are another process's."""
     counters = found.keeper.counters
-    path = getattr(counters, "path", None)
-    if isinstance(path, Path):
-        if path.exists():
-            return counters
+    if (path := absent(counters)) is not None:
         said.notes.append(f"nothing is counted yet: {path} does not exist")
         return open_counters("memory://")
-    if type(counters).__module__ == "usagekeeper.counters.memory":
+    if in_memory(counters):
         said.notes.append("counts in memory are known to the server's process alone: limits are shown as if untouched")
     return counters
 

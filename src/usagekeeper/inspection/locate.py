@@ -91,11 +91,8 @@ def locate(name: str) -> Installation:
     layers = tuple(_walk(given, ""))
     if isinstance(given, UsageKeeper):
         return Installation(name, "", "asgi", given, given.engine(), (), ())
-    keeper = getattr(given, "keeper", None)
     if type(given).__module__ == "usagekeeper.flask":
-        if keeper is None:
-            raise NotFound(f"{name!r} is a UsageMiddleware around no application yet: name the Flask application")
-        return Installation(name, "", "wsgi", keeper, keeper.engine(), (), ())
+        raise NotFound(f"{name!r} is the UsageMiddleware and no application: name the Flask application")
     first = next((layer for layer in layers if layer.keeper is not None and not layer.below), None)
     if first is None or first.keeper is None or first.engine is None or first.kind is None:
         raise NotFound(_without(name, given, layers))
@@ -197,7 +194,9 @@ def _walk(application: Any, below: str) -> Iterator[Layer]:
 def _stacked(application: Any, below: str) -> Iterator[Layer]:
     """Starlette keeps classes and arguments, and builds its stack with the first request."""
     for entry in application.user_middleware:
-        if isinstance(entry.cls, type) and issubclass(entry.cls, asgi.UsageMiddleware):
+        if isinstance(entry.cls, asgi.UsageMiddleware):
+            raise ConfigurationError(f"add_middleware was given a UsageMiddleware that is already built: write {_ADD}")
+        if _is_ours(entry.cls):  # one of WSGI objects to it here
             yield _ours(entry.cls(application.router, *entry.args, **entry.kwargs), below)
         else:
             yield Layer(getattr(entry.cls, "__name__", type(entry.cls).__name__), below=below)
@@ -208,6 +207,10 @@ def _stacked(application: Any, below: str) -> Iterator[Layer]:
 
 
 _LONGEST: Final = 512
+
+
+def _is_ours(layer: Any) -> bool:
+    return isinstance(layer, type) and any(base.__module__.startswith("usagekeeper.") for base in layer.__mro__)
 
 
 def _ours(middleware: asgi.UsageMiddleware | wsgi.UsageMiddleware, below: str) -> Layer:
@@ -236,8 +239,7 @@ def _without(name: str, given: Any, layers: Sequence[Layer]) -> str:
         return f"{name!r} has a UsageMiddleware only in what is mounted at {inner!r}: name that application"
     if not callable(given):
         return f"{name!r} is a {type(given).__name__} and no application, middleware or UsageKeeper: name one of these"
-    flask = hasattr(given, "url_map") and hasattr(given, "wsgi_app")
-    line = "UsageMiddleware(app, policies=[...])" if flask or not hasattr(given, "user_middleware") else _ADD
+    line = _ADD if hasattr(given, "user_middleware") else "UsageMiddleware(app, policies=[...])"
     return f"{name!r} has no UsageMiddleware: add {line}, or name the UsageKeeper"
 
 
