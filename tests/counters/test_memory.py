@@ -105,5 +105,16 @@ def test_attack_fork_while_another_thread_holds_the_lock_harms_neither_side() ->
     assert (done.stdout, done.stderr) == ("0\n[True, True, False]\n", "")
 
 
+@pytest.mark.parametrize("room", [1, 100, 1000])
+def test_after_a_flood_new_subjects_have_rows_of_their_own(room: int) -> None:
+    counters = MemoryCounters(max_subjects=room)
+    limits = LimitSet("app", "p", [Rate(1, "minute")])
+    for n in range(2 * room):
+        counters.apply(Operation([Charge(limits, f"flood-{n}", 1)], NOW))
+    later = NOW + 3_600_000_000
+    fits = [not counters.apply(Operation([Charge(limits, f"new-{n}", 1)], later)).refused for n in range(room)]
+    assert sum(fits) >= 0.9 * room
+
+
 class TestMemoryCountersAwaited(AsyncHalf, TestMemoryCounters):
     pass

@@ -20,6 +20,8 @@ _SHARDS: Final = 256
 _FEW: Final = 32
 """Dicts smaller than this are not searched for rows to give back."""
 
+_SEARCHED: Final = 16
+"""Dicts that are searched for a new subject when every row is taken."""
 _LONGEST: Final = 64
 """Characters of a subject that are kept as they are; a longer one is known by a digest, so that a row stays small."""
 
@@ -46,8 +48,8 @@ class _Table:
 class MemoryCounters:
     """Counts in this process, for at most *max_subjects* rows of all policies together.
 
-    A row in use is never given up. Subjects that come when every row is in use share one row per policy, with the same
-    limits: they are limited together, never let through uncounted. About 200 bytes a subject.
+    A row in use is never given up. Subjects that come when every row is taken, and sixteen looks find none that is whole
+    again, share one row per policy, with the same limits: they are limited together, never let through uncounted. About 200 bytes a subject.
     """
 
     def __init__(self, *, max_subjects: int = 1_000_000) -> None:
@@ -55,6 +57,7 @@ class MemoryCounters:
             raise ConfigurationError(f"counters need room for at least one subject, not {max_subjects!r}")
         self.max_subjects = max_subjects
         self._room = max_subjects
+        self._looked = 0
         self._lock = Lock()
         self._tables: dict[tuple[tuple[str, ...], tuple[bytes, ...]], _Table] = {}
         self._known: dict[Limits, _Table] = {}
@@ -112,15 +115,24 @@ class MemoryCounters:
 
         The rows *before* it in the operation may be as new.
         """
-        if len(shard) >= _FEW or self._room <= before:
-            for _ in range(min(2, len(shard))):
-                oldest = next(iter(shard))
-                packed = shard.pop(oldest)
-                if limits.expires(table.unpack(packed)) <= now:
-                    self._room += 1
-                else:
-                    shard[oldest] = packed
-        return (shard, value) if self._room > before else (table.overflow, "")
+        if len(shard) >= _FEW:
+            self._give_back(table, shard, limits, now)
+        for _ in range(_SEARCHED):
+            if self._room > before:
+                return shard, value
+            self._looked = (self._looked + 1) % _SHARDS
+            self._give_back(table, table.shards[self._looked], limits, now)
+        return table.overflow, ""
+
+    def _give_back(self, table: _Table, shard: _Shard, limits: Limits, now: int) -> None:
+        """Give back the two oldest rows of *shard* that are whole again; those in use go to the end."""
+        for _ in range(min(2, len(shard))):
+            oldest = next(iter(shard))
+            packed = shard.pop(oldest)
+            if limits.expires(table.unpack(packed)) <= now:
+                self._room += 1
+            else:
+                shard[oldest] = packed
 
     def clear(self) -> None:
         """Forget every count."""
