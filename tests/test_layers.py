@@ -31,7 +31,7 @@ PLACES = {entry: (layer, column) for column, (layer, entry) in enumerate(ENTRIES
 FACADE = "usagekeeper"  # its names are lazy: what it imports is told by what it loads
 
 FRAMEWORKS = {"starlette", "fastapi", "flask", "werkzeug"}
-FAMILIES = {"bson": "pymongo", "psycopg_pool": "psycopg"}  # two names of one client
+FAMILIES = {"bson": "pymongo", "cryptography": "jwt", "psycopg_pool": "psycopg"}  # two names of one client
 
 
 def place(module: str) -> tuple[int, int]:

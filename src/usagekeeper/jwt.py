@@ -28,6 +28,8 @@ _SMALLEST_RSA, _LARGEST_RSA = 2048, 8192  # bits: below is broken (RFC 7518, 3.3
 _SHORTEST_SECRET: Final = {"HS256": 32, "HS384": 48, "HS512": 64}  # bytes, RFC 7518, 3.2
 
 _TOKEN: Final = re.compile(r"([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_BROKEN: Final = (ValueError, TypeError, KeyError, NotImplementedError)
+"""What PyJWT lets through of a key that is none."""
 _VALUE: Final = re.compile(r"[A-Za-z0-9_-]{1,1400}")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
@@ -59,7 +61,7 @@ class Verifier:
         self._audiences = _names(claim.audience)
         self._clock = clock
         self._timer = timer
-        self._jwt = _library()
+        self._jwt, self._unsupported = _library()
         self._algorithms = tuple(claim.algorithms)
         self._jws = self._jwt.PyJWS(algorithms=list(self._algorithms))
         self._keys: Keys | None = None
@@ -188,7 +190,7 @@ class Verifier:
             )
         try:
             prepared = self._jws.get_algorithm_by_name(algorithm).prepare_key(key)
-        except (self._jwt.PyJWTError, ValueError, TypeError, NotImplementedError) as error:
+        except (*_BROKEN, self._jwt.PyJWTError, self._unsupported) as error:
             raise ConfigurationError(f"BearerClaim(key=) is no key for {algorithm} ({type(error).__name__})") from None
         if algorithm in HMAC:
             if len(raw) < _SHORTEST_SECRET[algorithm]:
@@ -226,7 +228,7 @@ class Verifier:
             return None
         try:
             key = self._jws.get_algorithm_by_name(algorithm).from_jwk(public)
-        except (self._jwt.PyJWTError, ValueError, TypeError, KeyError, NotImplementedError):
+        except (*_BROKEN, self._jwt.PyJWTError, self._unsupported):
             return None
         return key if _fits(algorithm, key) else None
 
@@ -286,7 +288,7 @@ def _subject(value: object) -> str | Rejection:
     return value
 
 
-def _library() -> Any:
+def _library() -> tuple[Any, type[Exception]]:
     try:
         import jwt
         import jwt.algorithms
@@ -294,4 +296,6 @@ def _library() -> Any:
         raise ConfigurationError('BearerClaim verifies with PyJWT: pip install "usagekeeper[jwt]"') from None
     if not jwt.algorithms.has_crypto:
         raise ConfigurationError('BearerClaim needs cryptography: pip install "usagekeeper[jwt]"')
-    return jwt
+    from cryptography.exceptions import UnsupportedAlgorithm  # a curve that this OpenSSL was built without
+
+    return jwt, UnsupportedAlgorithm

@@ -48,8 +48,9 @@ class _Table:
 class MemoryCounters:
     """Counts in this process, for at most *max_subjects* rows of all policies together.
 
-    A row in use is never given up. Subjects that come when every row is taken, and sixteen looks find none that is whole
-    again, share one row per policy, with the same limits: they are limited together, never let through uncounted. About 200 bytes a subject.
+    A row in use is never given up. Subjects that come when every row is taken, and sixteen looks find none that is
+    whole again, share one row per policy, with the same limits: they are limited together, never let through
+    uncounted. About 200 bytes a subject.
     """
 
     def __init__(self, *, max_subjects: int = 1_000_000) -> None:
