@@ -221,7 +221,8 @@ def test_both_protocols_observe_the_same_request() -> None:
     headers = [("host", "h"), ("user-agent", "ua"), ("referer", "r"), ("content-length", "3"), ("origin", "o")]
 
     def told(request: Request) -> list[str | None]:
-        flat = [part for one in request.observed() for part in (one if isinstance(one, tuple) else (one,))]
+        *first, kept = request.observed()
+        flat: list[str | bytes | None] = [*first, *kept]
         return [part.decode() if isinstance(part, bytes) else part for part in flat]
 
     assert told(asgi("/x?q=1", headers)) == told(wsgi("/x?q=1", headers))

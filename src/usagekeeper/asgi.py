@@ -230,13 +230,27 @@ class _Watched(Ticket):
         if kind == "http.response.body":
             body = message.get("body", b"")
             self.bytes_out += len(body) if body.__class__ is bytes else byte_length(body)
-            if not (message.get("more_body", False) or self.closed):
-                self.close()
+            if not message.get("more_body", False):
+                if not self.closed:
+                    self.close()
+                return self._last(message)
         elif kind == "http.response.start":
             message = self._start(message)
         elif kind in _FILES and not self.closed:
             self._file(message)
         return self.forward(message)
+
+    async def _last(self, message: Message) -> None:
+        """Pass the last message on with nobody in the context.
+
+        Servers start the timer of a connection that stays open here, and a timer keeps a copy of the context: with the
+        request in it every idle connection would keep one, and the garbage collector would go through them all.
+        """
+        token = current.set(None)
+        try:
+            await self.forward(message)
+        finally:
+            current.reset(token)
 
     def _start(self, message: Message) -> Message:
         """The beginning of the response, with our headers. The application may use its message and its list again:
@@ -279,7 +293,7 @@ class _Watched(Ticket):
         body = b"" if self.request.method == "HEAD" else refusal.body
         self.bytes_out = len(body)
         self.close()
-        await self.forward({"type": "http.response.body", "body": body})
+        await self._last({"type": "http.response.body", "body": body})
 
     def failed(self, error: BaseException) -> None:
         """The application raised, or was cancelled because the client left."""

@@ -17,7 +17,7 @@ from msgspec import Raw
 
 from usagekeeper.decisions import Decision, HeaderForm, HeaderStyle, OnRefusal, over, refusal, refuse
 from usagekeeper.errors import ConfigurationError
-from usagekeeper.exchange import Refusal, Request, Text, header_key
+from usagekeeper.exchange import Refusal, Request, header_key
 from usagekeeper.identity import Identity, Rejection
 from usagekeeper.limits import LimitSet
 from usagekeeper.policies import METHODS, OTHER, SOCKET, Line, OnOutage, Policy, RoutePlan
@@ -315,10 +315,11 @@ class Engine:
         request, plan, began, started = ticket.request, ticket.plan, ticket.began, ticket.started
         protocol, query, peer, kept = request.observed()
         if kept[-1] is not None or kept[-2] is not None:
-            kept = _without_secrets(kept)
+            _hide_secrets(kept)
         method, status, serials = request.method, ticket.status, self.serials
         usual = ticket.usual and not aborted
-        values = (
+        # A list: CPython 3.11 never uses a tuple of twenty again, and each seems to be kept to the garbage collector.
+        values = [
             ticket.at,
             serials.next(),
             serials.process,
@@ -339,7 +340,7 @@ class Engine:
             ticket.mimetype,
             kept,
             None if usual else _rare(ticket, aborted),
-        )
+        ]
         try:
             encoded = encode(values)
         except (UnicodeEncodeError, OverflowError, TypeError):  # what the server handed over is not Unicode, or huge
@@ -377,14 +378,13 @@ def _queried(query: str | bytes) -> str:
     return redact_query(_latin(query))
 
 
-def _without_secrets(kept: tuple[Text, ...]) -> tuple[Any, ...]:
-    """The headers of a record with its last two, referer and authorization, as they may be kept."""
-    *plain, referer, credentials = kept
-    if referer is not None and (_DELICATE_RAW if isinstance(referer, bytes) else _DELICATE).search(referer):  # type: ignore[arg-type]
-        referer = redact_url(_latin(referer))
-    if credentials is None:
-        return (*plain, referer, None)
-    return (*plain, referer, authorization(_latin(credentials).encode("latin-1", "replace")))
+def _hide_secrets(kept: list[Any]) -> None:
+    """Make the last two headers of a record, referer and authorization, what may be kept of them."""
+    referer, credentials = kept[-2:]
+    if referer is not None and (_DELICATE_RAW if isinstance(referer, bytes) else _DELICATE).search(referer):
+        kept[-2] = redact_url(_latin(referer))
+    if credentials is not None:
+        kept[-1] = authorization(_latin(credentials).encode("latin-1", "replace"))
 
 
 def _latin(value: str | bytes) -> str:

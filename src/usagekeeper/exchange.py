@@ -46,8 +46,9 @@ MANY: Final = Many()
 One = str | Many | None
 
 Text = str | bytes | None
-Observed = tuple[Text, Text, str | None, tuple[Text, ...]]
-"""What a record is made of, as the server's own bytes or text: scheme, query, peer and the headers of `OBSERVED`."""
+Observed = tuple[Text, Text, str | None, list[Any]]
+"""What a record is made of, as the server's own bytes or text: scheme, query, peer and the headers of `OBSERVED`, those
+in a list, because a tuple that is made of an iterator counts as kept until the garbage collector has looked at it."""
 
 OBSERVED: Final = (
     "host", "origin", "user-agent", "content-length", "content-type", "traceparent", "x-request-id",
@@ -217,7 +218,7 @@ class AsgiRequest(Request):
             scope.get("scheme", "http"),
             scope.get("query_string"),
             client[0] if client else None,
-            tuple(map(get, _RAW)),
+            list(map(get, _RAW)),
         )
 
 
@@ -277,7 +278,7 @@ class WsgiRequest(Request):
             get("wsgi.url_scheme"),
             get("QUERY_STRING"),
             get("REMOTE_ADDR") or None,
-            tuple(map(get, _ENVIRON)),
+            list(map(get, _ENVIRON)),
         )
 
 

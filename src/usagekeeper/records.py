@@ -196,7 +196,7 @@ def of_plan(application: str, method: str, route: str | None, policies: Sequence
     return msgspec.Raw(encode(tuple(plain(value) for value in (application, method, route, policies))))
 
 
-def encode_bounded(values: tuple[Any, ...]) -> bytes:
+def encode_bounded(values: Sequence[Any]) -> bytes:
     """`encode`, with long values cut when they make a large record, so that hostile requests cannot fill the buffer."""
     try:
         encoded = encode(values)

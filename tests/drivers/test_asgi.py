@@ -13,6 +13,7 @@ from tests.helpers import AsgiApp, AsgiCall, Message, Unfinished, http_scope, re
 from usagekeeper import Body, Policy, current_usage
 from usagekeeper import asgi as driver
 from usagekeeper.errors import ConfigurationError
+from usagekeeper.usage import current
 
 MANY = Policy("many", limits=["100/minute"])
 START: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
@@ -400,3 +401,47 @@ def test_a_middleware_that_nobody_keeps_is_given_back(asgi: AsgiCall) -> None:
     del app
     gc.collect()
     assert seen() is None
+
+
+# -- nothing outlives a request ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limits", [["9/minute"], ["1/minute"]], ids=["served", "refused"])
+def test_what_a_server_starts_with_the_last_message_keeps_no_request(asgi: AsgiCall, limits: list[str]) -> None:
+    """The timer of a connection that stays open copies the context."""
+    contexts: list[contextvars.Context] = []
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            contexts.append(contextvars.copy_context())
+
+    asgi.around(sending(START, LAST), policies=[Policy("p", limits=limits)])
+    for _ in range(2):
+        asgi.run(asgi.app(http_scope("GET", "/api/x"), receiver(), send))
+    assert [context.get(current) for context in contexts] == [None, None]
+
+
+def test_a_request_leaves_nothing_that_the_garbage_collector_counts(asgi: AsgiCall) -> None:
+    async def nowhere(message: Message) -> None: ...
+
+    async def many(times: int) -> None:
+        for _ in range(times):
+            await asgi.app(
+                http_scope("GET", "/api/x", [("referer", "http://h/"), ("authorization", "x y")]), pull, nowhere
+            )
+
+    async def counted() -> int:
+        await many(3000)  # CPython's own stocks of tuples are filled
+        before = gc.get_count()[0]
+        await many(100)
+        return gc.get_count()[0] - before
+
+    headers = [("referer", "http://h/"), ("authorization", "x y")]
+    pull = receiver()
+    asgi.around(sending(START, LAST), policies=[Policy("p", limits=["100000/day"])])
+    asgi.app.record = lambda encoded: None  # type: ignore[attr-defined]
+    gc.disable()
+    try:
+        assert asgi.run(counted()) < 50
+    finally:
+        gc.enable()
