@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextvars import Token
 from typing import TYPE_CHECKING, Any, Final
 
 from usagekeeper import websocket
@@ -108,7 +109,7 @@ class UsageMiddleware:
         request = AsgiRequest(method, path, scope, headers, len(headers) != len(pairs))
         at, began = self.clock() // 1000, self.timer()
         watched = _Watched(plan, request, at, began, driver=self, forward=send, pull=receive)
-        token = current.set(watched)
+        watched.token = current.set(watched)
         try:
             if (later := self.admit(watched)) is not None:
                 await later
@@ -132,7 +133,7 @@ class UsageMiddleware:
                 watched.status = watched.status or 499  # said nothing: that the client left is why applications do
                 watched.close(aborted=True)
             try:  # noqa: SIM105  suppress() takes 0.2 us
-                current.reset(token)
+                current.reset(watched.token)
             except ValueError:  # the garbage collector ends what a stopped loop has left, in no context of ours
                 pass
 
@@ -223,6 +224,7 @@ class _Watched(Ticket):
     driver: UsageMiddleware = None  # type: ignore[assignment]
     forward: Send = None  # type: ignore[assignment]
     pull: Receive = None  # type: ignore[assignment]
+    token: Token[Ticket | None] = None  # type: ignore[assignment]
 
     def send(self, message: Message) -> Awaitable[None]:
         """The `send` given to the application."""
@@ -246,11 +248,18 @@ class _Watched(Ticket):
         Servers start the timer of a connection that stays open here, and a timer keeps a copy of the context: with the
         request in it every idle connection would keep one, and the garbage collector would go through them all.
         """
-        token = current.set(None)
+        apart = None
+        try:
+            current.reset(self.token)
+        except (ValueError, RuntimeError):  # a task of the application's has a context of its own, or comes too late
+            apart = current.set(None)
         try:
             await self.forward(message)
         finally:
-            current.reset(token)
+            if apart is None:
+                self.token = current.set(self)
+            else:
+                current.reset(apart)
 
     def _start(self, message: Message) -> Message:
         """The beginning of the response, with our headers. The application may use its message and its list again:
