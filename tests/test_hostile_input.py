@@ -19,10 +19,11 @@ from werkzeug.wrappers import Request as FlaskRequest
 from tests.helpers import AsgiCall, Call, Pairs, Received, Reply, WsgiCall, http_scope, wsgi_environ
 from usagekeeper import Body, Cookie, Header, Policy, Query, Request, current_usage
 from usagekeeper.exchange import AsgiRequest, WsgiRequest
-from usagekeeper.identity import Found, Rejection, strategy
+from usagekeeper.identity import strategy
 from usagekeeper.proxies import address_key, client_of, peer_of
 from usagekeeper.records import SECRET_NAMES, is_secret
 from usagekeeper.routes import Route, RouteTable, canonical
+from usagekeeper.sources import Found, Rejection
 
 
 def asgi(target: str = "/", headers: Pairs = (), body: bytes | None = None, **more: Any) -> Request:

@@ -27,9 +27,10 @@ from usagekeeper import (
     UsageKeeper,
 )
 from usagekeeper.exchange import AsgiRequest
-from usagekeeper.identity import LARGEST_BODY, Identity, Rejection, strategy
+from usagekeeper.identity import Identity, strategy
 from usagekeeper.proxies import client_of
 from usagekeeper.records import digest
+from usagekeeper.sources import LARGEST_BODY, Rejection
 
 JSON: Pairs = [("content-type", "application/json")]
 FORM: Pairs = [("content-type", "application/x-www-form-urlencoded")]

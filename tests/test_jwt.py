@@ -28,9 +28,10 @@ from tests.tokens import (
     signed,
 )  # fmt: skip
 from usagekeeper import BearerClaim, ConfigurationError, FirstOf, Header, UsageKeeper
-from usagekeeper.identity import Rejection, strategy
+from usagekeeper.identity import strategy
 from usagekeeper.jwks import KeySetError, read_keys
 from usagekeeper.jwt import EARLY, EXPIRED, INVALID, REMEMBERED, Verifier
+from usagekeeper.sources import Rejection
 from usagekeeper.testing import ManualClock
 
 URL = "https://login.example.org/keys"

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "src/usagekeeper"
 LAYERS = """
     errors values printable
     exchange proxies rates quotas unrolled limits
-    routes records identity meters decisions ticket usage
+    routes records sources bearer identity meters decisions ticket usage
     policies engine stats
     counters.base stores.base directory.base journal recorder
     counters.* stores.* directory.* billing.* agents jwks jwt

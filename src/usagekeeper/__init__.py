@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from usagekeeper.bearer import BearerClaim
     from usagekeeper.decisions import EXPOSED_HEADERS, Decision
     from usagekeeper.errors import ConfigurationError, QuotaExceeded, StoreUnavailable, UsageError
     from usagekeeper.exchange import Request
     from usagekeeper.identity import (
-        BearerClaim,
         Body,
         ClientAddress,
         Cookie,
@@ -66,8 +66,8 @@ _HOMES: Final = {
     "decisions": ("EXPOSED_HEADERS", "Decision"),
     "errors": ("ConfigurationError", "QuotaExceeded", "StoreUnavailable", "UsageError"),
     "exchange": ("Request",),
+    "bearer": ("BearerClaim",),
     "identity": (
-        "BearerClaim",
         "Body",
         "ClientAddress",
         "Cookie",

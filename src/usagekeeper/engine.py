@@ -18,7 +18,7 @@ from msgspec import Raw
 from usagekeeper.decisions import Decision, HeaderForm, HeaderStyle, OnRefusal, over, refusal, refuse
 from usagekeeper.errors import ConfigurationError
 from usagekeeper.exchange import Refusal, Request, header_key
-from usagekeeper.identity import Identity, Rejection
+from usagekeeper.identity import Identity
 from usagekeeper.limits import LimitSet
 from usagekeeper.policies import METHODS, OTHER, SOCKET, Line, OnOutage, Policy, RoutePlan
 from usagekeeper.proxies import ClientOf, peer_of
@@ -40,6 +40,7 @@ from usagekeeper.records import (
     redact_url,
 )
 from usagekeeper.routes import Match, Rest, Route, RouteTable, Template, canonical, specific
+from usagekeeper.sources import Rejection
 from usagekeeper.ticket import Ticket
 from usagekeeper.values import SHADOW, Charge, Operation, Spends
 

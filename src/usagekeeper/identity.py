@@ -9,236 +9,29 @@ token are verified, by a function that the keeper hands in.
 from __future__ import annotations
 
 import inspect
-import ipaddress
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, ClassVar, Final, Literal, NamedTuple, Protocol, runtime_checkable
-from urllib.parse import urlsplit
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
 
+from usagekeeper.bearer import JWT_COOKIE, BearerClaim, Verify, declared_claim
 from usagekeeper.errors import ConfigurationError, shown
 from usagekeeper.exchange import MANY, Many, One, Request, header_key
 from usagekeeper.proxies import ClientOf, address_key
-from usagekeeper.records import digest, is_secret, redact_url
+from usagekeeper.records import is_secret
 from usagekeeper.routes import canonical
-
-SubjectKind = Literal["subject", "address"]
-LONGEST: Final = 256
-"""Characters of a subject; longer values are rejected."""
-LARGEST_BODY: Final = 65_536
-"""Bytes of a body that is read for an identity; larger ones are rejected."""
-
-
-class Lack(Protocol):
-    """What has to be fetched before an identity is known. Neither half raises: the next look tells what came of it."""
-
-    def fetch(self) -> None:
-        """Fetch it, or wait for whoever does already; for seconds at most."""
-
-    async def afetch(self) -> None:
-        """The same, on a running loop."""
-
-
-class Rejection(NamedTuple):
-    """Why a request has no acceptable identity."""
-
-    status: int
-    reason: str
-    detail: str
-    challenge: str | None = None
-    """The WWW-Authenticate that fits the strategy."""
-    retry_after: int | None = None
-    lacks: Lack | None = None
-    """Where given, the answer may be another one after this was fetched."""
-
-
-Found = str | Rejection | None
-Read = Callable[[Request], Found]
-ReadLater = Callable[[Request], Awaitable[Found]]
-
-
-class Source(NamedTuple):
-    """One place where an identity may be, ready to be read."""
-
-    read: Read
-    kind: SubjectKind
-    body: bool = False
-    later: ReadLater | None = None
-    absent: Rejection | None = None
-    """What is said to a request without this identity, where that is refused unless the policy says otherwise."""
-
-
-@runtime_checkable
-class Strategy(Protocol):
-    """Names the subject of a request."""
-
-    def sources(self, client_of: ClientOf) -> tuple[Source, ...]:
-        """Where to look, in order; *client_of* reads the client's address."""
-        ...
-
-
-Verify = Callable[[str], "str | Rejection"]
-"""The subject that a token names, or why it is not accepted."""
-
-
-@dataclass(frozen=True, slots=True)
-class BearerClaim:
-    """A claim of a verified JSON Web Token: ``BearerClaim("sub", key=…, algorithms=["RS256"], issuer=…, audience=…)``.
-
-    The token is that of ``Authorization: Bearer``, or of a *cookie*. *key* is a public key (PEM) or, for HMAC, a
-    secret; *jwks_url* names a published key set instead. *algorithms* is a list without "none", of one kind: HMAC or
-    public keys. *issuer* and *audience* are a text or a list of them; None is for *key* alone, whose holder is the only
-    issuer and whose tokens name no audience. *leeway* is the seconds by which clocks may differ. A token must expire.
-    Needs the extra `jwt`, and `http` for *jwks_url*.
-    """
-
-    claim: str
-    _: KW_ONLY
-    key: str | bytes | None = field(default=None, repr=False)
-    jwks_url: str | None = None
-    algorithms: Sequence[str]
-    issuer: str | Sequence[str] | None
-    audience: str | Sequence[str] | None
-    cookie: str | None = None
-    leeway: float = 0
-
-    def __post_init__(self) -> None:
-        _named(self, self.claim)
-        object.__setattr__(self, "algorithms", _algorithms(self.algorithms))
-        for name in ("issuer", "audience"):
-            object.__setattr__(self, name, _expected(name, getattr(self, name)))
-        if (self.key is None) == (self.jwks_url is None):
-            raise ConfigurationError(f"BearerClaim({self.claim!r}) needs key= or jwks_url=, one of them: {RIGHT_LINE}")
-        if self.jwks_url is not None:
-            self._check_url(self.jwks_url)
-        elif not isinstance(self.key, str | bytes) or not self.key:
-            raise ConfigurationError(f"BearerClaim(key=) is a PEM text or a secret, not a {type(self.key).__name__}")
-        if self.cookie is not None:
-            _named(self, self.cookie)
-        if isinstance(self.leeway, bool) or not isinstance(self.leeway, int | float) or not 0 <= self.leeway <= 300:
-            raise ConfigurationError(f"BearerClaim(leeway=) is between 0 and 300 seconds, not {self.leeway!r}")
-
-    def _check_url(self, url: str) -> None:
-        if self.algorithms[0].startswith("HS"):
-            raise ConfigurationError(
-                f"BearerClaim(jwks_url=) publishes its keys, and {self.algorithms[0]} needs a secret: give key=,"
-                ' or algorithms of public keys such as ["RS256"]'
-            )
-        if not isinstance(url, str) or not _fetchable(url):
-            raise ConfigurationError(
-                "BearerClaim(jwks_url=) is https:// without user or password (http:// on the loopback alone),"
-                f" not {redact_url(str(url))!r}"
-            )
-        for name in ("issuer", "audience"):
-            if getattr(self, name) is None:
-                raise ConfigurationError(f"BearerClaim(jwks_url=) needs {name}=: a key set serves many applications")
-
-    def verified(self, verify: Verify) -> Verified:
-        """The strategy whose tokens *verify* reads."""
-        return Verified(self, verify)
-
-
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """A bearer claim, and what verifies it."""
-
-    claim: BearerClaim
-    verify: Verify
-
-    def sources(self, client_of: ClientOf) -> tuple[Source, ...]:
-        """One source."""
-        absent = Rejection(401, "missing-identity", "This request does not say who it is from.", BEARER)
-        read = _cookie_token(self.claim.cookie, self.verify) if self.claim.cookie else _bearer_token(self.verify)
-        return (Source(read, "subject", absent=absent),)
-
-
-def _bearer_token(verify: Verify) -> Read:
-    _, raw, environ = header_key("authorization")
-
-    def read(request: Request) -> Found:
-        value = request.one(raw, environ)
-        if value is None:
-            return None
-        # Servers join repeated headers with commas, some before we see them; no token holds one.
-        if isinstance(value, Many) or _SECOND_BEARER.search(value):
-            return _TWO_TOKENS
-        scheme, _, token = value.partition(" ")
-        return verify(token.strip(" ")) if scheme.lower() == "bearer" else None
-
-    return read
-
-
-def _cookie_token(name: str, verify: Verify) -> Read:
-    def read(request: Request) -> Found:
-        value = _single(request.cookie_values(name))
-        if not value:
-            return None
-        return _TWO_TOKENS if isinstance(value, Many) else verify(value)
-
-    return read
-
-
-BEARER: Final = "Bearer"
-"""The challenge of RFC 6750, section 3, to a request without credentials."""
-_TWO_TOKENS: Final = Rejection(
-    400, "ambiguous-identity", "A bearer token was given more than once.", 'Bearer error="invalid_request"'
+from usagekeeper.sources import (
+    LARGEST_BODY,
+    LONGEST,
+    Found,
+    Rejection,
+    Source,
+    Strategy,
+    acceptor,
+    named,
+    single,
 )
-_SECOND_BEARER: Final = re.compile(r"^bearer\b.*,|,\s*bearer\b", re.IGNORECASE | re.DOTALL)
-RIGHT_LINE: Final = (
-    'write BearerClaim("sub", key=PUBLIC_KEY, algorithms=["RS256"], issuer="https://login.example.org", audience="api")'
-)
-
-HMAC: Final = ("HS256", "HS384", "HS512")
-PUBLIC: Final = (
-    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "ES256K", "EdDSA",
-)  # fmt: skip
-
-
-def _algorithms(given: object) -> tuple[str, ...]:
-    names = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
-    if not names or any(name not in (*HMAC, *PUBLIC) for name in names):
-        raise ConfigurationError(
-            f'BearerClaim(algorithms=) is a list such as ["RS256"], not {given!r}: each is one of'
-            f" {', '.join((*HMAC, *PUBLIC))}"
-        )
-    if len({name in HMAC for name in names}) > 1:
-        raise ConfigurationError(
-            f"BearerClaim(algorithms=) mixes HMAC and public keys in {list(names)!r}: whoever knows the public key"
-            " could sign with it; give each kind a BearerClaim of its own"
-        )
-    return names
-
-
-def _expected(option: str, given: object) -> tuple[str, ...] | None:
-    if given is None:
-        return None
-    names = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else ()
-    if not names or not all(isinstance(name, str) and name for name in names):
-        raise ConfigurationError(f"BearerClaim({option}=) is a text or a list of texts, not {given!r}")
-    return names
-
-
-def _fetchable(url: str) -> bool:
-    """Whether keys may come from there: nobody on the way can have changed them."""
-    if not url.isascii() or not url.isprintable() or " " in url:
-        return False
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        return False
-    if not host or "@" in parts.netloc:
-        return False
-    return parts.scheme == "https" or (parts.scheme == "http" and _loopback(host))
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
 
 Identity = Strategy | BearerClaim | Callable[[Request], Any] | Mapping[str, Any]
 """What may be given as a strategy."""
@@ -262,10 +55,10 @@ class Header:
 
     def sources(self, client_of: ClientOf) -> tuple[Source, ...]:
         """One source."""
-        if not _TOKEN.fullmatch(_named(self, self.name).strip()):
+        if not _TOKEN.fullmatch(named(self, self.name).strip()):
             raise ConfigurationError(f"Header({self.name!r}) names no header: a name is letters, digits and dashes")
         name, raw, environ = header_key(self.name)
-        accept = _acceptor("header", name)
+        accept = acceptor("header", name)
         plain = not is_secret(name)
         joined = Rejection(400, "ambiguous-identity", f"The header {name} was given more than once.")
 
@@ -291,9 +84,9 @@ class Query:
 
     def sources(self, client_of: ClientOf) -> tuple[Source, ...]:
         """One source."""
-        name = _named(self, self.name)
-        accept = _acceptor("query parameter", name)
-        return (Source(lambda request: accept(_single(request.query_values(name))), "subject"),)
+        name = named(self, self.name)
+        accept = acceptor("query parameter", name)
+        return (Source(lambda request: accept(single(request.query_values(name))), "subject"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,9 +97,9 @@ class Cookie:
 
     def sources(self, client_of: ClientOf) -> tuple[Source, ...]:
         """One source."""
-        name = _named(self, self.name)
-        accept = _acceptor("cookie", name, secret=True)
-        return (Source(lambda request: accept(_single(request.cookie_values(name))), "subject"),)
+        name = named(self, self.name)
+        accept = acceptor("cookie", name, secret=True)
+        return (Source(lambda request: accept(single(request.cookie_values(name))), "subject"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,8 +110,8 @@ class PathParam:
 
     def sources(self, client_of: ClientOf) -> tuple[Source, ...]:
         """One source."""
-        name = _named(self, self.name)
-        accept = _acceptor("path parameter", name)
+        name = named(self, self.name)
+        accept = acceptor("path parameter", name)
 
         def read(request: Request) -> Found:
             position = request.positions.get(name)
@@ -335,7 +128,7 @@ class Host:
     def sources(self, client_of: ClientOf) -> tuple[Source, ...]:
         """One source."""
         _, raw, environ = header_key("host")
-        accept = _acceptor("header", "host")
+        accept = acceptor("header", "host")
 
         def read(request: Request) -> Found:
             value = request.one(raw, environ)
@@ -388,8 +181,8 @@ class Body:
 
     def sources(self, client_of: ClientOf) -> tuple[Source, ...]:
         """One source."""
-        names = _named(self, self.path).split(".")
-        accept = _acceptor("body field", names[-1])
+        names = named(self, self.path).split(".")
+        accept = acceptor("body field", names[-1])
         _, raw, environ = header_key("content-type")
 
         large = Rejection(413, "body-too-large", f"The body is larger than {LARGEST_BODY} bytes.")
@@ -401,7 +194,7 @@ class Body:
             mimetype = kind.partition(";")[0].strip().lower() if isinstance(kind, str) else ""
             body = request.body or b""
             if mimetype == "application/x-www-form-urlencoded":
-                return accept(_single(request.form_values(".".join(names))))
+                return accept(single(request.form_values(".".join(names))))
             if mimetype == "application/json" or mimetype.endswith("+json"):
                 return _accept_json(accept, _field(body, names))
             return None
@@ -434,7 +227,7 @@ class Asked:
     def sources(self, client_of: ClientOf) -> tuple[Source, ...]:
         """One source."""
         function = self.function
-        accept = _acceptor("identity of", getattr(function, "__name__", repr(function)))
+        accept = acceptor("identity of", getattr(function, "__name__", repr(function)))
         if not (inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)):
             return (Source(lambda request: accept(_said(function(request), function)), "subject"),)
 
@@ -470,52 +263,13 @@ def strategy(given: Identity) -> Strategy:
     )
 
 
-_JWT_FORM: Final[Mapping[str, str]] = {
-    "jwtSecret": "key",
-    "jwtPublicKey": "key",
-    "jwksUrl": "jwks_url",
-    "jwtAlgorithms": "algorithms",
-    "jwtIssuer": "issuer",
-    "jwtAudience": "audience",
-    "jwtLeeway": "leeway",
-}
-_JWT_COOKIE: Final = re.compile(r"\[technique=jwt\](?P<cookie>[^\[\]]+)\[pick=(?P<claim>[^\[\]]+)\]")
-
-
-def _declared_claim(form: Mapping[str, Any], claim: str, cookie: str | None) -> BearerClaim:
-    """A claim of a token. One that nothing verifies is never accepted."""
-    given = {option: form[key] for key, option in _JWT_FORM.items() if key in form}
-    known = {"identityFieldName", "identityFieldLocation", *_JWT_FORM}
-    if not form.keys() <= known or len({"jwtSecret", "jwtPublicKey", "jwksUrl"} & form.keys()) != 1:
-        raise ConfigurationError(f"{_without_keys(form)!r} names no key that tokens are verified with: {_JWT_LINE}")
-    missing = [key for key in ("jwtAlgorithms", "jwtIssuer", "jwtAudience") if key not in form]
-    if missing:
-        raise ConfigurationError(f"{_without_keys(form)!r} lacks {', '.join(missing)}: {_JWT_LINE}")
-    if "jwtSecret" in form and not all(name in HMAC for name in _algorithms(given["algorithms"])):
-        raise ConfigurationError("jwtSecret is for HMAC (HS256, HS384, HS512): give a public key as jwtPublicKey")
-    if "jwtPublicKey" in form and any(name in HMAC for name in _algorithms(given["algorithms"])):
-        raise ConfigurationError("jwtPublicKey is no secret, which HMAC needs: give jwtSecret, or another algorithm")
-    return BearerClaim(claim, cookie=cookie, **given)
-
-
-def _without_keys(form: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: "..." if name in ("jwtSecret", "jwtPublicKey") else value for name, value in form.items()}
-
-
-_JWT_LINE: Final = (
-    'write {"identityFieldName": "sub", "identityFieldLocation": "bearer_token",'
-    ' "jwksUrl": "https://login.example.org/keys" (or "jwtPublicKey", "jwtSecret"), "jwtAlgorithms": ["RS256"],'
-    ' "jwtIssuer": "https://login.example.org", "jwtAudience": "api"}'
-)
-
-
 def _declared(form: Mapping[str, Any]) -> Strategy | BearerClaim:
     name, location = form.get("identityFieldName"), form.get("identityFieldLocation")
     if isinstance(name, str) and location == "bearer_token":
-        return _declared_claim(form, name, None)
+        return declared_claim(form, name, None)
     if isinstance(name, str) and location == "cookie" and name.startswith("["):
-        if found := _JWT_COOKIE.fullmatch(name):
-            return _declared_claim(form, found["claim"], found["cookie"])
+        if found := JWT_COOKIE.fullmatch(name):
+            return declared_claim(form, found["claim"], found["cookie"])
         raise ConfigurationError(f'{name!r} names no cookie: write "session", or "[technique=jwt]session[pick=sub]"')
     build = _LOCATIONS.get(str(location))
     if build is None or not isinstance(name, str) or len(form) != 2:
@@ -527,39 +281,7 @@ def _declared(form: Mapping[str, Any]) -> Strategy | BearerClaim:
     return build(name)
 
 
-def _named(of: object, name: object) -> str:
-    if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise ConfigurationError(f"{type(of).__name__}({name!r}) needs a name")
-    return name
-
-
-def _single(values: Sequence[str]) -> One:
-    return (values[0] if len(values) == 1 else MANY) if values else None
-
-
-def _acceptor(place: str, name: str, *, secret: bool = False) -> Callable[[One], Found]:
-    """A check of what a client gave: one value, not empty, not too long; secrets leave as a digest."""
-    many = Rejection(400, "ambiguous-identity", f"The {place} {name} was given more than once.")
-    long = Rejection(400, "invalid-identity", f"The {place} {name} is longer than {LONGEST} characters.")
-    broken = Rejection(400, "invalid-identity", f"The {place} {name} is not Unicode text.")
-    hide = secret or is_secret(name)
-
-    def accept(value: One) -> Found:
-        if not value:
-            return None
-        if isinstance(value, Many):
-            return many
-        if hide:
-            return "digest:" + digest(value.encode("utf-8", "surrogatepass"))
-        if len(value) > LONGEST:
-            return long
-        return broken if _SURROGATE.search(value) else value
-
-    return accept
-
-
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _host(value: str) -> str:

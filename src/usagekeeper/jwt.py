@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final, TypeGuard
 
+from usagekeeper.bearer import HMAC, BearerClaim
 from usagekeeper.errors import ConfigurationError
-from usagekeeper.identity import HMAC, LONGEST, BearerClaim, Rejection
 from usagekeeper.jwks import Jwk, Keys, Table, read_keys
+from usagekeeper.sources import LONGEST, Rejection
 
 LARGEST_TOKEN: Final = 8192
 """Characters of a token; larger ones are refused unread."""

@@ -17,11 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from usagekeeper.bearer import BearerClaim
 from usagekeeper.config import Options, Settings, read_settings
 from usagekeeper.counters import Counters, open_counters
 from usagekeeper.engine import Engine, check_names
 from usagekeeper.errors import ConfigurationError
-from usagekeeper.identity import BearerClaim, verified
+from usagekeeper.identity import verified
 from usagekeeper.jwt import Verifier
 from usagekeeper.policies import Policy
 from usagekeeper.proxies import client_of

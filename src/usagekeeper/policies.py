@@ -14,12 +14,13 @@ from typing import Any, Final, Literal
 from usagekeeper.decisions import HeaderForm, HeaderStyle
 from usagekeeper.errors import ConfigurationError, shown
 from usagekeeper.exchange import Request
-from usagekeeper.identity import Found, Identity, Rejection, Source, strategy
+from usagekeeper.identity import Identity, strategy
 from usagekeeper.limits import LimitSet
 from usagekeeper.proxies import ClientOf, address_key
 from usagekeeper.rates import Rate
 from usagekeeper.records import is_secret, of_plan
 from usagekeeper.routes import Route
+from usagekeeper.sources import Found, Rejection, Source
 from usagekeeper.values import ENFORCE, SHADOW, Mode
 
 OnMissing = Literal["address", "reject", "allow"]

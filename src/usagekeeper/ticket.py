@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from usagekeeper.exchange import Refusal, Request
-from usagekeeper.identity import Lack
+from usagekeeper.sources import Lack
 from usagekeeper.values import Charge, Spends
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from usagekeeper.discovery import discover, takes
 from usagekeeper.engine import Engine
 from usagekeeper.errors import ConfigurationError, QuotaExceeded, StoreUnavailable
 from usagekeeper.exchange import Refusal, Request, WsgiRequest, as_text, wsgi_path
-from usagekeeper.identity import LARGEST_BODY, Found, Lack
 from usagekeeper.keeper import UsageKeeper, keeper_of
 from usagekeeper.policies import RoutePlan, ask
+from usagekeeper.sources import LARGEST_BODY, Found, Lack
 from usagekeeper.ticket import Ticket
 from usagekeeper.usage import current
 from usagekeeper.values import Operation

@@ -22,7 +22,7 @@ from tests.helpers import (
     wsgi_environ,
 )
 from usagekeeper import Body, FirstOf, Header, Policy
-from usagekeeper.identity import LARGEST_BODY
+from usagekeeper.sources import LARGEST_BODY
 
 JSON = ("Content-Type", "application/json")
 FORM = ("Content-Type", "application/x-www-form-urlencoded")

@@ -11,8 +11,9 @@ from dataclasses import dataclass, fields, is_dataclass
 from itertools import zip_longest
 from typing import Any, Final, Literal
 
+from usagekeeper.bearer import Verified
 from usagekeeper.config import Settings
-from usagekeeper.identity import Asked, ClientAddress, Everyone, FirstOf, Identity, Verified, strategy
+from usagekeeper.identity import Asked, ClientAddress, Everyone, FirstOf, Identity, strategy
 from usagekeeper.keeper import UsageKeeper
 from usagekeeper.policies import Policy
 from usagekeeper.rates import Rate

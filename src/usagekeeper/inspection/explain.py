@@ -17,7 +17,7 @@ from usagekeeper.counters.base import judge
 from usagekeeper.decisions import seconds
 from usagekeeper.errors import ConfigurationError, StoreUnavailable, UsageError
 from usagekeeper.exchange import AsgiRequest, Refusal, Request, WsgiRequest, header_key
-from usagekeeper.identity import LARGEST_BODY, Rejection, strategy
+from usagekeeper.identity import strategy
 from usagekeeper.inspection.backends import absent, in_memory
 from usagekeeper.inspection.coverage import Rule, asked, rules_of, told
 from usagekeeper.inspection.locate import Installation, Kind
@@ -25,6 +25,7 @@ from usagekeeper.limits import LimitSet
 from usagekeeper.policies import RoutePlan, ask
 from usagekeeper.proxies import client_of
 from usagekeeper.routes import Route, RouteTable, canonical
+from usagekeeper.sources import LARGEST_BODY, Rejection
 from usagekeeper.ticket import Ticket
 from usagekeeper.values import CHECK, Charge, Operation, Spend, Spends
 
